@@ -1,0 +1,1 @@
+"""Per-loop measurements on the states, attention and outputs of a looped transformer."""

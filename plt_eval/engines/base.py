@@ -1,0 +1,86 @@
+"""What turns prompts into text: the protocol every engine keeps, and the records it speaks in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from plt_benchmarks.protocols import Prompt
+
+FinishReason = Literal["stop", "length", "error"]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How text is drawn. temperature 0 is greedy. The random stream of a request depends on (seed, request id) alone,
+    never on batching or order, so a resumed run draws what an uninterrupted one would."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    max_new_tokens: int | None = None
+    """Overrides the suite's own limit when set."""
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One completion to draw. `id` is unique in the run: "<sample id>#<sample index>"."""
+
+    id: str
+    prompt: Prompt
+    decoding: Decoding = Decoding()
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One drawn completion. `text` ends before any stop string. `chat` says that the prompt went through a chat
+    template. `error` is set (and text empty) when the engine gave up on this request after its retries; such a
+    completion is reported and tried again on resume, never scored."""
+
+    request_id: str
+    text: str
+    finish_reason: FinishReason
+    chat: bool = False
+    solution: bool = False
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    seconds: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class LoglikelihoodRequest:
+    """How likely is `continuation` right after `context`?"""
+
+    id: str
+    context: str
+    continuation: str
+
+
+@dataclass(frozen=True)
+class Loglikelihood:
+    """Sum of log p over the continuation's tokens (nats), their number, and whether greedy decoding would have
+    written exactly them."""
+
+    request_id: str
+    logprob: float
+    tokens: int
+    greedy: bool
+
+
+class Engine(Protocol):
+    """Turns requests into completions, in any order, each as soon as it is there."""
+
+    name: str
+
+    def identity(self) -> Mapping[str, Any]:
+        """What decides the text besides the prompts, in JSON types: model and weights hash, loops, dtype, chat
+        template hash... Two engines with equal identities may share samples; others never do."""
+        ...
+
+    def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion]: ...
+
+    def loglikelihood(self, requests: Iterable[LoglikelihoodRequest]) -> Iterator[Loglikelihood]: ...
+
+    def close(self) -> None: ...

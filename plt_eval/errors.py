@@ -1,0 +1,13 @@
+"""Errors that a user caused and can mend: one line each, exit code 2, never a traceback."""
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: the message names the flag, file or record, what was found and
+    what was expected, on one line."""
+
+
+class MissingExtra(UserError):
+    """An optional part is not installed; the message names the extra that brings it."""
+
+    def __init__(self, package: str, extra: str, why: str) -> None:
+        super().__init__(f"{why} needs {package}, which is not installed: pip install 'plt-eval[{extra}]'")
