@@ -1,0 +1,122 @@
+"""Load a checkpoint from a folder, and say in one line what is wrong with it when it cannot be.
+
+model = load_model(Path("LoopCoder-V2"), loops=2, dtype=torch.float32)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from .configuration_plt import PLTConfig
+from .modeling_plt import PLTForCausalLM
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message is one line that names the file, what was found and what was expected."""
+
+
+def read_config(folder: Path) -> PLTConfig:
+    """The checkpoint's configuration, validated. Raises CheckpointError."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such model folder")
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: no config.json in it, so it is not a model folder")
+    try:
+        raw = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as broken:
+        raise CheckpointError(f"{path}: not valid JSON ({broken})") from broken
+    kind = raw.get("model_type") if isinstance(raw, dict) else None
+    if kind != PLTConfig.model_type:
+        raise CheckpointError(f"{path}: model_type is {kind!r}: expected {PLTConfig.model_type!r}")
+    try:
+        config: PLTConfig = PLTConfig.from_dict(raw)
+    except (ValueError, TypeError) as refused:
+        raise CheckpointError(f"{path}: {_one_line(refused)}") from refused
+    return config
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, in the order of its index. Raises CheckpointError if one is missing."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        single = folder / "model.safetensors"
+        if not single.exists():
+            raise CheckpointError(f"{folder}: neither model.safetensors nor model.safetensors.index.json is in it")
+        return [single]
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as broken:
+        raise CheckpointError(f"{index}: not a valid index of weight files ({_one_line(broken)})") from broken
+    for name in names:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name}: named in {index.name} but missing")
+    return [folder / name for name in names]
+
+
+def check_weights(folder: Path) -> None:
+    """Open every weight file and read its header. Raises CheckpointError naming the one that is corrupt."""
+    for file in weight_files(folder):
+        try:
+            with safe_open(file, framework="pt") as opened:
+                if not list(opened.keys()):
+                    raise CheckpointError(f"{file}: holds no tensors")
+        except SafetensorError as broken:
+            raise CheckpointError(f"{file}: corrupt or cut short ({_one_line(broken)})") from broken
+
+
+def weights_hash(folder: Path) -> str:
+    """sha256 over the bytes of the weight files, in order."""
+    digest = hashlib.sha256()
+    for file in weight_files(folder):
+        with file.open("rb") as opened:
+            while block := opened.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def load_model(
+    folder: Path,
+    *,
+    loops: int | None = None,
+    loop_mode: str | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    attn_implementation: str | None = None,
+) -> PLTForCausalLM:
+    """The model of a checkpoint folder, in evaluation mode on `device`.
+
+    `loops` and `loop_mode` default to the checkpoint's own, `dtype` to the one it was saved in. Raises CheckpointError
+    for a folder that is not a whole, sound PLT checkpoint.
+    """
+    config = read_config(folder)
+    check_weights(folder)
+    try:
+        model, info = PLTForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            loops=loops,
+            loop_mode=loop_mode,
+            dtype=dtype or "auto",
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
+        )
+    except (RuntimeError, SafetensorError) as broken:
+        raise CheckpointError(f"{folder}: the weights do not fit config.json ({_one_line(broken)})") from broken
+    missing = sorted(name for name in info["missing_keys"] if ".plt_gate." not in name)
+    if missing:
+        raise CheckpointError(
+            f"{folder}: {len(missing)} tensors are missing from the weights, the first is {missing[0]}"
+        )
+    loaded: PLTForCausalLM = model.to(device).eval()
+    return loaded
+
+
+def _one_line(error: BaseException) -> str:
+    cause = error.__cause__ if error.__cause__ is not None else error
+    return " ".join(str(cause).split())[:300]
