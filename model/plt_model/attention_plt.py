@@ -146,4 +146,5 @@ def _eager(q_BHSK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, mask: Tensor) -> Tens
     k_BHTK, v_BHTK = _expand(k_BGTK, q_BHSK), _expand(v_BGTK, q_BHSK)
     scores = (q_BHSK @ k_BHTK.transpose(-1, -2)).to(wide) * q_BHSK.shape[-1] ** -0.5
     weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
-    return weights.to(q_BHSK.dtype) @ v_BHTK
+    mixed: Tensor = weights.to(q_BHSK.dtype) @ v_BHTK
+    return mixed

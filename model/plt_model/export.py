@@ -3,8 +3,8 @@
     plt-eval export path/to/checkpoint --format transformers --out folder
     AutoModelForCausalLM.from_pretrained("folder", trust_remote_code=True)
 
-The folder holds the weights (untouched, or renamed where the checkpoint spells the gates the older way), the tokenizer's
-files, a config with an `auto_map`, and the four source files that make up the model.
+The folder holds the weights (untouched, or renamed where the checkpoint spells the gates the older way), the
+tokenizer's files, a config with an `auto_map`, and the four source files that make up the model.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from .modeling_plt import PLTForCausalLM
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be used; the message is one line that names the file, what was found and what was expected."""
+    """A checkpoint cannot be used; the message is one line: the file, what was found and what was expected."""
 
 
 def read_config(folder: Path) -> PLTConfig:

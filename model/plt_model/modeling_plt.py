@@ -5,8 +5,8 @@
 
 Pass 0 is a plain Llama. Pass r >= 1 reads a * E + b * shift(z), z being the output of pass r-1 and shift one position
 to the right, so that it depends on the past alone (CLP). Its attention is y = g * global + (1-g) * local (G-SWA):
-global reads pass 0's keys and values, local its own over a window, g is a learned gate. Reading a prompt takes R trips through
-the layers; a new token takes one, with its R passes as R rows, each weight read once.
+global reads pass 0's keys and values, local its own over a window, g is a learned gate. Reading a prompt takes R
+trips through the layers; a new token takes one, with its R passes as R rows, each weight read once.
 
     B batch   S tokens   D model width   R passes   H query heads   G key/value heads   K head size   T positions seen
 
