@@ -33,7 +33,7 @@ class PLTConfig(PreTrainedConfig):
         on one another, and decode takes R trips).
     plt_gswa: False drops the local branch: passes >= 1 attend to pass 0's keys and values only (g = 1).
 
-    Raises ValueError naming the key, what was found and what was expected.
+    Raises huggingface_hub's StrictDataclassError: the key, what was found and what was expected.
     """
 
     model_type: ClassVar[str] = "iquestpltcoder"

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from .configuration_plt import PLTConfig
@@ -36,7 +37,7 @@ def read_config(folder: Path) -> PLTConfig:
         raise CheckpointError(f"{path}: model_type is {kind!r}: expected {PLTConfig.model_type!r}")
     try:
         config: PLTConfig = PLTConfig.from_dict(raw)
-    except (ValueError, TypeError) as refused:
+    except (ValueError, TypeError, StrictDataclassError) as refused:
         raise CheckpointError(f"{path}: {_one_line(refused)}") from refused
     return config
 
