@@ -1,0 +1,61 @@
+"""Which parts of this machine a job sees: the system and the running Python, read-only, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+_SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+_ETC = ("alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime")
+_PYTHON_PARTS = ("bin", "lib", "lib64", "pyvenv.cfg")
+
+
+def python_folders() -> list[Path]:
+    """Where the running Python lives, its virtual environment and the installation behind it, without repeats."""
+    found = [sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix]
+    found.append(str(Path(sys.executable).resolve().parent.parent))
+    return [Path(name) for name in dict.fromkeys(os.path.abspath(name) for name in found)]
+
+
+def system_mounts() -> list[str]:
+    """The arguments for bubblewrap that make up the read-only system."""
+    arguments = ["--ro-bind", "/usr", "/usr"]
+    for name in _SYSTEM:
+        arguments += _place(Path("/") / name)
+    arguments += ["--dir", "/etc"]
+    for name in _ETC:
+        arguments += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+    private = _private_folders()
+    for folder in private:
+        arguments += ["--tmpfs", str(folder)]
+    for prefix in python_folders():
+        if not prefix.is_relative_to("/usr") or any(map(prefix.is_relative_to, private)):
+            for part in _PYTHON_PARTS:
+                arguments += _place(prefix / part)
+    for folder in private:
+        arguments += ["--remount-ro", str(folder)]
+    return arguments
+
+
+def _place(path: Path) -> list[str]:
+    """`path` at its own place: a link as the link it is, anything else bound. Its parent folders are made first,
+    because those that bubblewrap makes on its way are closed to all but root."""
+    if path.is_symlink():
+        return ["--dir", str(path.parent), "--symlink", os.readlink(path), str(path)]
+    return ["--dir", str(path.parent), "--ro-bind", str(path), str(path)] if path.exists() else []
+
+
+def _private_folders() -> list[Path]:
+    """Homes and checkouts that lie inside /usr (as containers like to have them) and would be seen with it."""
+    return sorted({folder for folder in _candidates() if folder.is_relative_to("/usr/") and folder.is_dir()})
+
+
+def _candidates() -> Iterator[Path]:
+    if (home := os.environ.get("HOME")) and home != "/usr":
+        yield Path(home).resolve()
+    here = Path(__file__).resolve().parents[2]
+    for folder in (here, Path.cwd()):
+        if (folder / "pyproject.toml").exists() or (folder / ".git").exists():
+            yield folder
