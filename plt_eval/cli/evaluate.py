@@ -1,0 +1,320 @@
+"""What `plt-eval run` does with its options: check them, make the engines, run, print.
+
+All checks that need no model come first, so that a mistake costs no time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plt_eval.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from plt_benchmarks.protocols import Sandbox, Suite, SuiteData
+    from plt_eval.engines.base import Decoding, Engine
+    from plt_eval.engines.replay import ReplayEngine
+    from plt_eval.runner import Result, Settings
+
+    Job = tuple[Suite, SuiteData]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options of `plt-eval run`, by name. None means: not given."""
+
+    suite: str
+    engine: str = "hf"
+    data: Path | None = None
+    limit: int | None = None
+    n_samples: int | None = None
+    results: Path = Path("results/runs")
+    run_id: str | None = None
+    sandbox: str = "bubblewrap"
+    sandbox_image: str | None = None
+    scoring_workers: int | None = None
+    model: str | None = None
+    loops: str | None = None
+    loop_mode: str | None = None
+    batch_size: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+    chat_template: str | None = None
+    tokenizer: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    max_new_tokens: int | None = None
+    endpoint: str | None = None
+    api_model: str | None = None
+    api: str | None = None
+    api_key_env: str | None = None
+    concurrency: int | None = None
+    retries: int | None = None
+    request_timeout: float | None = None
+    completions: tuple[str, ...] | None = None
+
+
+ONLY_WITH = {
+    **dict.fromkeys(
+        ("model", "loops", "loop_mode", "batch_size", "dtype", "device", "chat_template", "tokenizer"), ("hf",)
+    ),
+    **dict.fromkeys(
+        ("endpoint", "api_model", "api", "api_key_env", "concurrency", "retries", "request_timeout"), ("openai",)
+    ),
+    **dict.fromkeys(("temperature", "top_p", "seed", "max_new_tokens"), ("hf", "openai")),
+    "completions": ("replay",),
+}
+"""Option -> the engines with which it has an effect; the others have one with all."""
+NEEDED = {"hf": ("model",), "openai": ("endpoint", "api_model"), "replay": ("completions",)}
+MOST_LOOPS = 64
+
+
+def report_runs(options: RunOptions, *, as_json: bool) -> bool:
+    """Run everything, print one table (or JSON) to stdout, and say whether samples are missing.
+    Raises UserError, SuiteError, SandboxError, and KeyboardInterrupt with a line for the user."""
+    from rich.console import Console
+
+    from plt_eval.tables import output_console, result_json, results_table
+
+    results = evaluate(options, Console(stderr=True, highlight=False))
+    if as_json:
+        print(json.dumps([result_json(result) for result in results], indent=2))
+    else:
+        output_console().print(results_table(results))
+    return any(result.metrics.missing for result in results)
+
+
+def evaluate(options: RunOptions, console: Console) -> list[Result]:
+    """One result for every loop count and suite; progress and notes go to `console`."""
+    from plt_benchmarks.registry import get_suite
+
+    from plt_eval.engines.replay import ReplayEngine
+    from plt_eval.runner import run
+
+    check_options(options)
+    loop_counts = [None] if options.loops is None else parse_loops(options.loops)
+    jobs = [(suite, suite.load(options.data)) for suite in get_suite(options.suite)]
+    results = []
+    for loops in loop_counts:
+        with closing(_make_engine(options, loops, jobs, _notes(console))) as engine:
+            settings = _settings(options, _count_samples(options, engine, jobs))
+            for suite, data in jobs:
+                own = engine
+                if isinstance(engine, ReplayEngine):
+                    own = engine.select({sample.id for sample in data.samples})
+                named = _named(settings, options, suite.name, loops, several=len(loop_counts) * len(jobs) > 1)
+                result = run(suite, data, own, _sandbox(options), named, console=console)
+                _say_done(console, result)
+                results.append(result)
+    return results
+
+
+# --- checking -----------------------------------------------------------------------------------------
+
+
+def check_options(options: RunOptions) -> None:
+    """Raises UserError for options that contradict each other, miss each other, or have no effect."""
+    for field in fields(options):
+        given = getattr(options, field.name) is not None
+        engines = ONLY_WITH.get(field.name)
+        if given and engines and options.engine not in engines:
+            raise UserError(
+                f"{_flag(field.name)} has no effect with --engine {options.engine}: "
+                f"it belongs to --engine {' or '.join(engines)}"
+            )
+    for name in NEEDED[options.engine]:
+        if not getattr(options, name):
+            raise UserError(f"--engine {options.engine} needs {_flag(name)}")
+    if options.sandbox_image is not None and options.sandbox != "docker":
+        raise UserError(f"--sandbox-image has no effect with --sandbox {options.sandbox}: it belongs to docker")
+    _check_decoding(options)
+    if options.loops is not None:
+        parse_loops(options.loops)
+    _batch_size(options.batch_size)
+    if options.request_timeout is not None and not options.request_timeout > 0:
+        raise UserError(f"--request-timeout {options.request_timeout}: expected a number of seconds above 0")
+
+
+def parse_loops(text: str) -> list[int]:
+    """ "1,2,4" or "1-4" or both, each count once, in the order given. Raises UserError."""
+    counts: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,4})(?:\s*-\s*(\d{1,4}))?\s*", part)
+        if match is None:
+            raise UserError(f'--loops {text!r}: {part.strip()!r} is no loop count; expected e.g. "2", "1,2,4" or "1-4"')
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not 1 <= first <= last <= MOST_LOOPS:
+            raise UserError(f"--loops {text!r}: {part.strip()!r} is not within 1 to {MOST_LOOPS}, rising")
+        counts += range(first, last + 1)
+    return list(dict.fromkeys(counts))
+
+
+def _check_decoding(options: RunOptions) -> None:
+    if options.temperature is not None and not math.isfinite(options.temperature):
+        raise UserError(f"--temperature {options.temperature}: expected a finite number, 0 or above")
+    if options.top_p is not None and not 0 < options.top_p <= 1:
+        raise UserError(f"--top-p {options.top_p}: expected a number above 0 and at most 1")
+    if options.temperature or options.engine == "replay":
+        return
+    if (options.n_samples or 1) > 1:
+        raise UserError(
+            f"--n-samples {options.n_samples} at temperature 0 would draw the same text every time: add --temperature"
+        )
+    for name in ("top_p", "seed"):
+        if getattr(options, name) is not None:
+            raise UserError(f"{_flag(name)} has no effect at temperature 0: add --temperature")
+
+
+def _batch_size(text: str | None) -> Any:
+    if text is None or text == "auto":
+        return "auto"
+    if not re.fullmatch(r"[1-9]\d{0,5}", text):
+        raise UserError(f'--batch-size {text!r}: expected "auto" or a number from 1')
+    return int(text)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+# --- engines ------------------------------------------------------------------------------------------
+
+
+def _make_engine(options: RunOptions, loops: int | None, jobs: Sequence[Job], notify: Callable[[str], None]) -> Engine:
+    from plt_eval.engines import make_engine
+
+    if options.engine == "replay":
+        return _replay_engine(options, jobs)
+    if options.engine == "openai":
+        given = {
+            "api": options.api,
+            "concurrency": options.concurrency,
+            "retries": options.retries,
+            "timeout_s": options.request_timeout,
+        }
+        required = {"endpoint": options.endpoint, "model": options.api_model, "api_key": _api_key(options)}
+        return make_engine("openai", **required, **_without_none(given), notify=notify)
+    given = {
+        "loops": loops,
+        "loop_mode": options.loop_mode,
+        "dtype": options.dtype,
+        "device": options.device,
+        "chat_template": options.chat_template,
+        "tokenizer": options.tokenizer,
+    }
+    batch_size = _batch_size(options.batch_size)
+    return make_engine("hf", model=options.model, batch_size=batch_size, notify=notify, **_without_none(given))
+
+
+def _api_key(options: RunOptions) -> str | None:
+    if options.api_key_env is None:
+        return os.environ.get("OPENAI_API_KEY")
+    if not os.environ.get(options.api_key_env):
+        raise UserError(f"--api-key-env {options.api_key_env}: no such environment variable, or it is empty")
+    return os.environ[options.api_key_env]
+
+
+def _replay_engine(options: RunOptions, jobs: Sequence[Job]) -> ReplayEngine:
+    from plt_eval.engines.replay import ReplayEngine
+
+    assert options.completions is not None
+    if "gold" in options.completions:
+        if len(options.completions) > 1:
+            raise UserError("--completions gold stands alone: give either gold or files")
+        return ReplayEngine.gold(sample for _, data in jobs for sample in data.samples)
+    return ReplayEngine.from_files([Path(name) for name in options.completions])
+
+
+def _count_samples(options: RunOptions, engine: Engine, jobs: Sequence[Job]) -> int:
+    """Completions a problem. Replayed ones are checked against the data here, before anything is stored."""
+    from plt_eval.engines.replay import ReplayEngine
+
+    if not isinstance(engine, ReplayEngine):
+        return options.n_samples or 1
+    known = {sample.id for _, data in jobs for sample in data.samples}
+    wanted = [sample.id for _, data in jobs for sample in data.samples[: options.limit]]
+    return engine.check(known, wanted, options.n_samples)
+
+
+def _without_none(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+# --- running ------------------------------------------------------------------------------------------
+
+
+def _settings(options: RunOptions, n_samples: int) -> Settings:
+    from plt_eval.runner import Settings
+
+    image = f" ({options.sandbox_image})" if options.sandbox_image else ""
+    return Settings(
+        results=options.results,
+        decoding=_decoding(options),
+        n_samples=n_samples,
+        limit=options.limit,
+        scoring_workers=options.scoring_workers,
+        command=("plt-eval", *sys.argv[1:]),
+        sandbox=options.sandbox + image,
+    )
+
+
+def _decoding(options: RunOptions) -> Decoding:
+    from plt_eval.engines.base import Decoding
+
+    return Decoding(
+        temperature=options.temperature or 0.0,
+        top_p=1.0 if options.top_p is None else options.top_p,
+        seed=options.seed or 0,
+        max_new_tokens=options.max_new_tokens,
+    )
+
+
+def _named(settings: Settings, options: RunOptions, suite: str, loops: int | None, *, several: bool) -> Settings:
+    """With --run-id: the name itself for a single run, else the beginning of each run's name."""
+    from dataclasses import replace
+
+    from plt_eval.records import slug
+    from plt_eval.store import check_run_id
+
+    if options.run_id is None:
+        return settings
+    parts = [check_run_id(options.run_id)]
+    if several:
+        parts += [suite] if loops is None else [suite, f"r{loops}"]
+    return replace(settings, run_id=slug("-".join(parts)))
+
+
+def _sandbox(options: RunOptions) -> Callable[[], Sandbox]:
+    return lambda: _open_sandbox(options.sandbox, options.sandbox_image)
+
+
+@cache
+def _open_sandbox(name: str, image: str | None) -> Sandbox:
+    from plt_eval.sandbox import open_sandbox
+
+    return open_sandbox(name, image=image)
+
+
+def _notes(console: Console) -> Callable[[str], None]:
+    def note(message: str) -> None:
+        console.print(f"note: {message}", markup=False, soft_wrap=True)
+
+    return note
+
+
+def _say_done(console: Console, result: Result) -> None:
+    manifest = result.run.manifest
+    how = "complete already" if result.reused else f"{manifest.done} of {manifest.total} samples judged"
+    console.print(f"{manifest.run_id}: {how}, in {result.run.path}", markup=False, soft_wrap=True)

@@ -1,0 +1,76 @@
+"""`plt-eval export`: a run in evalplus' samples format, or a checkpoint for a stock transformers."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from plt_eval.cli._find import find_run
+from plt_eval.errors import UserError
+
+
+class Format(StrEnum):
+    """What to write."""
+
+    evalplus = "evalplus"
+    transformers = "transformers"
+
+
+def export(
+    source: Annotated[str, typer.Argument(help="A run (evalplus) or a checkpoint folder (transformers).")],
+    format_: Annotated[Format, typer.Option("--format", help="What to write.")],
+    out: Annotated[Path, typer.Option(help="File (evalplus) or new folder (transformers) to write.")],
+    partial: Annotated[bool, typer.Option("--partial", help="evalplus: also a run that is not complete.")] = False,
+    results: Annotated[
+        Path | None, typer.Option(help="evalplus: where runs are stored (default results/runs).")
+    ] = None,
+) -> None:
+    """Write a run as evalplus' official samples file, or a checkpoint as a folder for trust_remote_code=True."""
+    if format_ is Format.evalplus:
+        count = export_evalplus(source, out, results or Path("results/runs"), partial=partial)
+        typer.echo(f"{out}: {count} samples")
+        return
+    if partial or results is not None:
+        raise UserError("--partial and --results have no effect with --format transformers")
+    _export_transformers(Path(source), out)
+
+
+def export_evalplus(source: str, out: Path, results: Path, *, partial: bool) -> int:
+    """Write {"task_id", "solution"} lines of what was judged, in order; returns how many. Raises UserError."""
+    import json
+
+    from plt_eval.journal import naming_full_disk, write_atomically
+
+    run = find_run(source, results)
+    done = sorted((s for s in run.samples() if s.error is None), key=lambda s: (_natural(s.sample_id), s.index))
+    total = run.manifest.total
+    if len(done) < total and not partial:
+        raise UserError(
+            f"{run.manifest.run_id} has {len(done)} of {total} samples; complete it, or pass --partial "
+            "(evalplus itself refuses a file that leaves problems out)"
+        )
+    lines = [json.dumps({"task_id": s.sample_id, "solution": s.judged}) + "\n" for s in done]
+    with naming_full_disk(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, "".join(lines))
+    return len(lines)
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """A key that puts HumanEval/2 before HumanEval/10."""
+    import re
+
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
+def _export_transformers(source: Path, out: Path) -> None:
+    from plt_model.export import export_for_transformers
+
+    try:
+        written = export_for_transformers(source, out)
+    except ValueError as error:  # what it raises for the user's mistakes
+        raise UserError(str(error)) from error
+    typer.echo(f"{out}: {len(written)} files; load it with trust_remote_code=True")

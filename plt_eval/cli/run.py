@@ -1,0 +1,177 @@
+"""`plt-eval run`: evaluate a model at one or several loop counts, an endpoint, or stored completions."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class EngineName(StrEnum):
+    """What turns prompts into text."""
+
+    hf = "hf"
+    openai = "openai"
+    replay = "replay"
+
+
+class Api(StrEnum):
+    """Which of an endpoint's services to ask."""
+
+    chat = "chat"
+    completions = "completions"
+
+
+class Dtype(StrEnum):
+    """The numbers that the model computes in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Device(StrEnum):
+    """Where the model computes."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class LoopMode(StrEnum):
+    """How loops are wired: see plt_model."""
+
+    plt = "plt"
+    sequential = "sequential"
+
+
+class ChatTemplate(StrEnum):
+    """Whether prompts go through the tokenizer's chat template."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
+class SandboxName(StrEnum):
+    """Where model-written code runs."""
+
+    bubblewrap = "bubblewrap"
+    docker = "docker"
+    unsafe_subprocess = "unsafe-subprocess"
+
+
+def run(
+    suite: Annotated[str, typer.Option(help="What to evaluate on; `plt-eval suites` lists them.")],
+    engine: Annotated[EngineName, typer.Option(help="What turns prompts into text.")] = EngineName.hf,
+    data: Annotated[
+        Path | None, typer.Option(help="The suite's data, file or folder, instead of the official release.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N problems.")] = None,
+    n_samples: Annotated[
+        int | None, typer.Option(min=1, help="Completions a problem (default 1; replay: as many as there are).")
+    ] = None,
+    results: Annotated[Path, typer.Option(help="Where runs are stored.")] = Path("results/runs"),
+    run_id: Annotated[
+        str | None, typer.Option(help="Name of the run; of several, the beginning of their names.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+    sandbox: Annotated[SandboxName, typer.Option(help="Where model-written code runs.")] = SandboxName.bubblewrap,
+    sandbox_image: Annotated[str | None, typer.Option(help="Image for --sandbox docker.")] = None,
+    scoring_workers: Annotated[
+        int | None, typer.Option(min=1, help="Answers judged at a time (default: the cores).")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="[hf] Checkpoint folder.")] = None,
+    loops: Annotated[
+        str | None,
+        typer.Option(help="[hf] Loop counts, as 2 or 1,2,4 or 1-4 (default: the checkpoint's own)."),
+    ] = None,
+    loop_mode: Annotated[LoopMode | None, typer.Option(help="[hf] How loops are wired (default plt).")] = None,
+    batch_size: Annotated[
+        str | None, typer.Option(help='[hf] Prompts at a time, or "auto" (default): as many as fit.')
+    ] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="[hf] Numbers to compute in (default auto).")] = None,
+    device: Annotated[Device | None, typer.Option(help="[hf] Where to compute (default auto).")] = None,
+    chat_template: Annotated[
+        ChatTemplate | None, typer.Option(help="[hf] Use the tokenizer's chat template (default auto: if it has one).")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help='[hf] Tokenizer folder, or "bytes" (default: the checkpoint\'s own).')
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.0, help="[hf, openai] 0 (default) is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="[hf, openai] Nucleus, in (0, 1] (default 1).")] = None,
+    seed: Annotated[int | None, typer.Option(help="[hf, openai] Seed of the random streams (default 0).")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="[hf, openai] Instead of the suite's own limit.")
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="[openai] Address up to /v1, as http://127.0.0.1:8000/v1.")
+    ] = None,
+    api_model: Annotated[str | None, typer.Option(help="[openai] The model's name at the endpoint.")] = None,
+    api: Annotated[Api | None, typer.Option(help="[openai] Which service to ask (default chat).")] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="[openai] Variable that holds the key (default OPENAI_API_KEY).")
+    ] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="[openai] Requests at a time (default 8).")] = None,
+    retries: Annotated[int | None, typer.Option(min=0, help="[openai] More tries for a request (default 6).")] = None,
+    request_timeout: Annotated[
+        float | None, typer.Option(help="[openai] Seconds to wait for an answer (default 600).")
+    ] = None,
+    completions: Annotated[
+        list[str] | None,
+        typer.Option(help='[replay] File of completions (may be given again), or "gold": the data\'s own solutions.'),
+    ] = None,
+) -> None:
+    """Evaluate a model at one or several loop counts and print one table.
+
+    Stopped or killed, the same command goes on where it stood; complete, it prints the stored result. An option that
+    has no effect with the chosen engine is an error.
+    """
+    from plt_eval.cli.evaluate import RunOptions, report_runs
+
+    options = RunOptions(
+        suite=suite,
+        engine=engine.value,
+        data=data,
+        limit=limit,
+        n_samples=n_samples,
+        results=results,
+        run_id=run_id,
+        sandbox=sandbox.value,
+        sandbox_image=sandbox_image,
+        scoring_workers=scoring_workers,
+        model=model,
+        loops=loops,
+        loop_mode=_value(loop_mode),
+        batch_size=batch_size,
+        dtype=_value(dtype),
+        device=_value(device),
+        chat_template=_value(chat_template),
+        tokenizer=tokenizer,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        endpoint=endpoint,
+        api_model=api_model,
+        api=_value(api),
+        api_key_env=api_key_env,
+        concurrency=concurrency,
+        retries=retries,
+        request_timeout=request_timeout,
+        completions=tuple(completions or ()) or None,
+    )
+    try:
+        missing = report_runs(options, as_json=json_)
+    except KeyboardInterrupt as stop:
+        typer.echo(f"plt-eval: interrupted: {stop or 'nothing was running'}", err=True)
+        raise typer.Exit(130) from None
+    if missing:
+        raise typer.Exit(1)
+
+
+def _value(choice: StrEnum | None) -> str | None:
+    return None if choice is None else choice.value

@@ -1,0 +1,97 @@
+"""`plt-eval show`: one run, or one of its samples, for reading."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from plt_eval.cli._find import find_run
+from plt_eval.errors import UserError
+
+if TYPE_CHECKING:
+    from plt_eval.store import Run
+
+
+def show(
+    run: Annotated[str, typer.Argument(help="A run's id, the beginning of it, or its directory.")],
+    sample: Annotated[
+        str | None, typer.Option(help="One sample: prompt, completion, judged code, verdict. ID or ID#INDEX.")
+    ] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="List the samples that did not pass.")] = False,
+    results: Annotated[Path, typer.Option(help="Where runs are stored.")] = Path("results/runs"),
+    json_: Annotated[bool, typer.Option("--json", help="Print manifest and metrics as JSON.")] = False,
+) -> None:
+    """Show a run's manifest and metrics with their definitions, one sample in full, or what failed."""
+    if (sample is not None) + failed + json_ > 1:
+        raise UserError("--sample, --failed and --json exclude each other: give one")
+    found = find_run(run, results)
+    if sample is not None:
+        _show_sample(found, sample)
+    elif failed:
+        _show_failed(found)
+    elif json_:
+        _show_json(found)
+    else:
+        _show_run(found)
+
+
+def _show_run(run: Run) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from plt_eval.tables import manifest_lines, metrics_table, output_console
+
+    console = output_console()
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in manifest_lines(run):
+        grid.add_row(Text(name), Text(value))
+    console.print(grid)
+    metrics = run.metrics()
+    if metrics is None:
+        typer.echo("no metrics yet: run the same command again to complete the run")
+        return
+    console.print(metrics_table(metrics))
+    if metrics.missing:
+        typer.echo(f"warning: {metrics.missing} of {metrics.total} samples are missing and not counted")
+
+
+def _show_json(run: Run) -> None:
+    import json
+
+    metrics = run.metrics()
+    both = {
+        "manifest": run.manifest.model_dump(mode="json"),
+        "metrics": None if metrics is None else metrics.model_dump(mode="json"),
+    }
+    typer.echo(json.dumps(both, indent=2))
+
+
+def _show_failed(run: Run) -> None:
+    from plt_eval.tables import failed_table, output_console
+
+    judged = list(run.samples())
+    wrong = sorted((s for s in judged if s.failed() or s.error is not None), key=lambda s: s.key)
+    if wrong:
+        output_console().print(failed_table(wrong))
+    typer.echo(f"{len(wrong)} of {len(judged)} judged samples did not pass")
+
+
+def _show_sample(run: Run, wanted: str) -> None:
+    from plt_eval.tables import sample_text
+
+    completions = {record.key: record for record in run.completions()}
+    samples = {record.key: record for record in run.samples()}
+    every = sorted(completions.keys() | samples.keys())
+    keys = [key for key in every if wanted in (key[0], f"{key[0]}#{key[1]}")]
+    if not keys:
+        import difflib
+
+        near = difflib.get_close_matches(wanted, dict.fromkeys(key[0] for key in every), n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]}?" if near else f" (it has {len(every)} so far)"
+        raise UserError(f"--sample {wanted}: no such sample in {run.manifest.run_id}{hint}")
+    for key in keys:
+        typer.echo(sample_text(completions.get(key), samples.get(key)))

@@ -1,0 +1,125 @@
+"""The progress bar of a run: what is drawn, what is judged, what passes, and how long it will take."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from plt_eval.records import SampleRecord
+
+LOG_EVERY_S = 30.0
+"""Where no bar can be drawn (a log file), one line so often, in seconds."""
+
+
+class RunProgress:
+    """A bar over the samples of one run, or a line now and then where it cannot be drawn. Thread-safe."""
+
+    def __init__(self, console: Console, title: str, *, total: int) -> None:
+        self._console = console
+        self._logged_at = time.monotonic()
+        self._lock = threading.Lock()
+        self._passes: Counter[str] = Counter()
+        self._drawn = 0
+        self._missing = 0
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[passes]}", markup=False),
+            _Rate(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=total, passes="")
+
+    def resume(self, samples: list[SampleRecord], drawn: int) -> None:
+        """Count what an earlier session left: its verdicts, and completions that still await theirs."""
+        with self._lock:
+            for sample in samples:
+                self._count(sample)
+            self._drawn = len(samples) + drawn
+            self._bar.update(self._task, passes=self.counts())
+        # Restarted, so that the rate and the time left are of this session's work.
+        self._bar.reset(self._task, completed=len(samples), start=True)
+
+    def drew(self) -> None:
+        """One more completion is there."""
+        with self._lock:
+            self._drawn += 1
+            self._bar.update(self._task, passes=self.counts())
+
+    def judged(self, sample: SampleRecord) -> None:
+        """One more verdict is there; one with an error counts as missing."""
+        with self._lock:
+            self._count(sample)
+            advance = 0 if sample.error is not None else 1
+            self._bar.update(self._task, advance=advance, passes=self.counts())
+            self._log()
+
+    def missed(self) -> None:
+        """The engine gave up on one."""
+        with self._lock:
+            self._missing += 1
+            self._bar.update(self._task, passes=self.counts())
+
+    def counts(self) -> str:
+        """As in "40 drawn, base 31, plus 28 pass, 2 missing"."""
+        parts = [f"{self._drawn} drawn"]
+        if self._passes:
+            parts.append(", ".join(f"{name} {count}" for name, count in self._passes.items()) + " pass")
+        if self._missing:
+            parts.append(f"{self._missing} missing")
+        return ", ".join(parts)
+
+    def __enter__(self) -> RunProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def _log(self) -> None:
+        now = time.monotonic()
+        if self._console.is_terminal or now - self._logged_at < LOG_EVERY_S:
+            return
+        self._logged_at = now
+        task = self._bar.tasks[0]
+        line = f"{task.description}: {task.completed:.0f}/{task.total:.0f} judged, {self.counts()}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _count(self, sample: SampleRecord) -> None:
+        if sample.error is not None:
+            self._missing += 1
+        for name, value in sample.values.items():
+            if isinstance(value, bool):
+                self._passes[name] += value
+
+
+class _Rate(ProgressColumn):
+    """Samples a second, or a minute where that is easier to read."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        if not speed:
+            return Text("-/s")
+        return Text(f"{speed:.1f}/s" if speed >= 1 else f"{speed * 60:.1f}/min")

@@ -1,0 +1,393 @@
+"""The results store: one directory a run, written by one process at a time, read by anybody.
+
+Reading, for reports:
+
+    for run in list_runs(Path("results/runs")):
+        print(run.manifest.run_id, run.state(), run.metrics())
+        for sample in run.samples():
+            ...
+
+Writing is the runner's: RunWriter.open finds or makes the directory of an identity, holds its lock, knows what is
+already done, and appends. The files' schema is plt_eval.records; how they survive kills is plt_eval.journal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, TypeVar
+
+import filelock
+from pydantic import ValidationError
+
+from plt_benchmarks.protocols import Metric
+from plt_eval import provenance
+from plt_eval.errors import UserError
+from plt_eval.journal import Journal, naming_full_disk, read_journal, sync_folder, write_atomically
+from plt_eval.records import (
+    SCHEMA_VERSION,
+    CompletionRecord,
+    Identity,
+    Key,
+    Manifest,
+    MetricRecord,
+    Metrics,
+    Record,
+    SampleRecord,
+    Session,
+)
+
+MANIFEST = "manifest.json"
+COMPLETIONS = "completions.jsonl"
+SAMPLES = "samples.jsonl"
+METRICS = "metrics.json"
+LOCK = "lock"
+HOLDER = "lock.json"
+"""Who holds the lock: the lock file itself belongs to filelock, which may empty it."""
+
+State = Literal["running", "complete", "incomplete", "killed"]
+_Line = TypeVar("_Line", CompletionRecord, SampleRecord)
+_File = TypeVar("_File", Manifest, Metrics)
+
+
+# --- reading ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory, opened for reading. Its journals may still be growing."""
+
+    path: Path
+    manifest: Manifest
+
+    def completions(self) -> Iterator[CompletionRecord]:
+        """The last attempt at each completion, in the order of first attempts. Raises UserError."""
+        yield from _last_lines(self.path / COMPLETIONS, CompletionRecord).values()
+
+    def samples(self) -> Iterator[SampleRecord]:
+        """The last verdict on each sample, in the order of first verdicts. Raises UserError."""
+        yield from _last_lines(self.path / SAMPLES, SampleRecord).values()
+
+    def metrics(self) -> Metrics | None:
+        """None until a session has ended by itself. Raises UserError."""
+        path = self.path / METRICS
+        return _read_file(path, Metrics) if path.exists() else None
+
+    def state(self) -> State:
+        """The manifest's status, or "killed" for a run that says "running" while nobody holds its lock."""
+        status = self.manifest.status
+        return "killed" if status == "running" and not _is_locked(self.path / LOCK) else status
+
+    def done(self) -> int:
+        """Samples judged; counted in the journal while the run has not ended by itself. Raises UserError."""
+        if self.manifest.status == "running":
+            return sum(sample.error is None for sample in self.samples())
+        return self.manifest.done
+
+
+def open_run(path: Path) -> Run:
+    """Open the run directory `path` for reading. Raises UserError when it is none or cannot be understood."""
+    if not (path / MANIFEST).is_file():
+        raise UserError(f"{path} is not a run directory: it has no {MANIFEST}")
+    return Run(path, _read_file(path / MANIFEST, Manifest))
+
+
+def list_runs(root: Path, *, problem: Callable[[UserError], None] | None = None) -> list[Run]:
+    """All runs below `root`, oldest first; none when `root` does not exist. A run that cannot be read raises
+    UserError, or is handed to `problem` and left out."""
+    runs = []
+    for manifest in sorted(root.glob(f"*/{MANIFEST}")):
+        try:
+            runs.append(open_run(manifest.parent))
+        except UserError as error:
+            if problem is None:
+                raise
+            problem(error)
+    return sorted(runs, key=lambda run: (run.manifest.started, run.manifest.run_id))
+
+
+def _last_lines(path: Path, kind: type[_Line]) -> dict[Key, _Line]:
+    lines: dict[Key, _Line] = {}
+    for number, value in read_journal(path):
+        try:
+            line = kind.model_validate(value)
+        except ValidationError as error:
+            raise UserError(f"{path}:{number}: {_first_fault(error)}") from error
+        lines[line.key] = line
+    return lines
+
+
+def _read_file(path: Path, kind: type[_File]) -> _File:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged: {error}") from error
+    version = value.get("schema_version") if isinstance(value, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{path}: schema version {version!r}, but this plt-eval reads {SCHEMA_VERSION}")
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_first_fault(error)}") from error
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors(include_url=False)[0]
+    return f"field {'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+
+
+# --- the lock -----------------------------------------------------------------------------------------
+
+
+def _acquire(folder: Path) -> filelock.BaseFileLock:
+    """Hold `folder` until released or dead. Waits a second: listing runs probes locks for an instant."""
+    lock = filelock.FileLock(folder / LOCK, thread_local=False)
+    try:
+        with naming_full_disk(folder / LOCK):
+            lock.acquire(timeout=1.0, poll_interval=0.05)
+    except filelock.Timeout:
+        raise UserError(
+            f"{folder} is being written by another process ({_holder(folder)}); wait for it or stop it"
+        ) from None
+    try:
+        with naming_full_disk(folder / HOLDER):
+            (folder / HOLDER).write_text(json.dumps({"pid": os.getpid(), "host": os.uname().nodename}))
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+def _holder(folder: Path) -> str:
+    try:
+        holder = json.loads((folder / HOLDER).read_text())
+        return f"pid {holder['pid']} on {holder['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "pid unknown"
+
+
+def _is_locked(path: Path) -> bool:
+    import fcntl
+
+    try:
+        stream = path.open("rb")
+    except OSError:
+        return False
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+# --- writing ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """Which run a writer is for. `total` counts samples; `run_id` overrides the readable default name."""
+
+    identity: Identity
+    total: int
+    data_revision: str
+    data_source: str
+    command: tuple[str, ...] = ()
+    sandbox: str = ""
+    run_id: str | None = None
+
+
+class RunWriter:
+    """A run directory held for writing: what is done already, and the two journals. Thread-safe appends.
+
+    Use as a context manager: leaving it closes the journals and lets go of the lock, whatever happened.
+    """
+
+    def __init__(self, path: Path, lock: filelock.BaseFileLock, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.completions: dict[Key, CompletionRecord] = {}
+        """Finished completions that await a verdict."""
+        self.samples: dict[Key, SampleRecord] = {}
+        """Verdicts; errors are not among them."""
+        self._lock = lock
+        self._journals: tuple[Journal, Journal] | None = None
+        self._read()
+
+    @classmethod
+    def open(cls, root: Path, request: RunRequest) -> RunWriter:
+        """Find or make the directory of `request` below `root` and hold it.
+
+        Raises UserError when another process holds it, when it holds another run, or when it is damaged.
+        """
+        run_id = check_run_id(request.run_id) if request.run_id else request.identity.default_run_id()
+        path = root / run_id
+        with naming_full_disk(path):
+            path.mkdir(parents=True, exist_ok=True)
+        lock = _acquire(path)
+        try:
+            if (path / MANIFEST).exists():
+                manifest = open_run(path).manifest
+                _check_same_run(path, manifest, request)
+            else:
+                manifest = _new_manifest(run_id, request)
+            return cls(path, lock, manifest)
+        except BaseException:
+            lock.release()
+            raise
+
+    @property
+    def complete(self) -> bool:
+        """True when every sample has its verdict."""
+        return len(self.samples) == self.manifest.total
+
+    def begin(self, request: RunRequest) -> None:
+        """Start a session: say so in the manifest and open the journals. Old metrics go: they are out of date."""
+        session = Session(
+            started=_now(),
+            ended=None,
+            command=request.command,
+            packages=provenance.packages(),
+            git=provenance.git_state(),
+            hardware=provenance.hardware(),
+            sandbox=request.sandbox,
+        )
+        sessions = (*self.manifest.sessions, session)
+        changes = {"sessions": sessions, "resumed": len(sessions) - 1, "status": "running", "ended": None}
+        if len(sessions) == 1:
+            changes["started"] = session.started
+        (self.path / METRICS).unlink(missing_ok=True)
+        self._save_manifest(changes)
+        self._journals = (Journal(self.path / COMPLETIONS), Journal(self.path / SAMPLES))
+        with naming_full_disk(self.path):
+            sync_folder(self.path)
+
+    def add_completion(self, record: CompletionRecord) -> None:
+        """Append to completions.jsonl. Raises DiskFull."""
+        assert self._journals is not None, "begin() comes first"
+        self._journals[0].append(record.model_dump(mode="json"))
+
+    def add_sample(self, record: SampleRecord) -> None:
+        """Append to samples.jsonl. Raises DiskFull; ValueError for a verdict that JSON cannot hold."""
+        assert self._journals is not None, "begin() comes first"
+        self._journals[1].append(record.model_dump(mode="json"))
+
+    def seal(self) -> None:
+        """Close the journals and read them again, so that what is counted is what is on disk."""
+        self._close_journals()
+        self._read()
+
+    def end(self, metrics: Mapping[str, Metric] | None, problems: int, missing: list[str]) -> None:
+        """After seal(): write metrics.json (None: the session was cut short, there are none), then the manifest.
+        `missing` names what has no verdict, with the reason. Raises DiskFull."""
+        done, total = len(self.samples), self.manifest.total
+        if metrics is not None:
+            text = Metrics(
+                run_id=self.manifest.run_id,
+                total=total,
+                done=done,
+                missing=total - done,
+                problems=problems,
+                metrics={name: _metric_record(metric) for name, metric in metrics.items()},
+            )
+            write_atomically(self.path / METRICS, _pretty(text))
+        now = _now()
+        sessions = self.manifest.sessions
+        if sessions and sessions[-1].ended is None:
+            sessions = (*sessions[:-1], sessions[-1].model_copy(update={"ended": now}))
+        self._save_manifest(
+            {
+                "sessions": sessions,
+                "ended": now,
+                "status": "complete" if done == total and metrics is not None else "incomplete",
+                "done": done,
+                "missing": total - done if metrics is not None else 0,
+                "missing_examples": tuple(missing[:5]),
+            }
+        )
+
+    def close(self) -> None:
+        """Close the journals and let go of the lock; harmless when closed already."""
+        try:
+            self._close_journals()
+        finally:
+            self._lock.release()
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read(self) -> None:
+        samples = _last_lines(self.path / SAMPLES, SampleRecord)
+        self.samples = {key: sample for key, sample in samples.items() if sample.error is None}
+        completions = _last_lines(self.path / COMPLETIONS, CompletionRecord)
+        self.completions = {
+            key: completion
+            for key, completion in completions.items()
+            if completion.error is None and key not in self.samples
+        }
+
+    def _save_manifest(self, changes: Mapping[str, object]) -> None:
+        manifest = self.manifest.model_copy(update=dict(changes))
+        write_atomically(self.path / MANIFEST, _pretty(manifest))
+        self.manifest = manifest
+
+    def _close_journals(self) -> None:
+        for journal in self._journals or ():
+            journal.close()
+
+
+def check_run_id(name: str) -> str:
+    """`name` itself when it can name a directory; raises UserError otherwise."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,149}", name):
+        raise UserError(
+            f"--run-id {name!r}: expected letters, digits and . + _ - only, beginning with a letter or digit"
+        )
+    return name
+
+
+def _new_manifest(run_id: str, request: RunRequest) -> Manifest:
+    return Manifest(
+        run_id=run_id,
+        identity=request.identity,
+        identity_sha256=request.identity.sha256(),
+        data_revision=request.data_revision,
+        data_source=request.data_source,
+        status="running",
+        started=_now(),
+        ended=None,
+        resumed=0,
+        total=request.total,
+        done=0,
+        missing=0,
+        missing_examples=(),
+        sessions=(),
+    )
+
+
+def _check_same_run(path: Path, manifest: Manifest, request: RunRequest) -> None:
+    differences = manifest.identity.differences(request.identity)
+    if differences:
+        raise UserError(f"{path} holds another run; what differs: {'; '.join(differences)}; choose another --run-id")
+
+
+def _metric_record(metric: Metric) -> MetricRecord:
+    return MetricRecord(value=metric.value, n=metric.n, low=metric.low, high=metric.high, definition=metric.definition)
+
+
+def _pretty(record: Record) -> str:
+    return json.dumps(record.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,241 @@
+"""Runs as tables for people, and as JSON types for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from plt_eval.records import CompletionRecord, Manifest, MetricRecord, Metrics, SampleRecord
+from plt_eval.runner import Result
+from plt_eval.store import Run
+
+
+def output_console() -> Console:
+    """Standard output; wide where it is no terminal, so that logs keep whole names and numbers."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=200)
+
+
+def percent(metric: MetricRecord) -> str:
+    """As in "45.1%"."""
+    return f"{100 * metric.value:.1f}%"
+
+
+def interval(metric: MetricRecord) -> str:
+    """As in "[37.5, 52.9]", in percent."""
+    return f"[{100 * metric.low:.1f}, {100 * metric.high:.1f}]"
+
+
+# --- results of one command -----------------------------------------------------------------------------
+
+
+def results_table(results: Sequence[Result]) -> Table:
+    """One row a run, one column a metric: value, 95% interval, and n where it is not the row's own."""
+    names = list(dict.fromkeys(name for result in results for name in result.metrics.metrics))
+    some_missing = any(result.metrics.missing for result in results)
+    table = Table(caption="values with 95% intervals over problems", caption_justify="left")
+    for heading in ("suite", "model", "loops"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("n", justify="right")
+    if some_missing:
+        table.add_column("missing", justify="right")
+    for name in names:
+        table.add_column(name, justify="right", overflow="fold")
+    for result in _by_suite(results):
+        identity, metrics = result.run.manifest.identity, result.metrics
+        cells = [identity.suite, identity.model, _or_dash(identity.loops), str(metrics.problems)]
+        if some_missing:
+            cells.append(f"{metrics.missing}/{metrics.total}")
+        cells += [_metric_cell(metrics.metrics.get(name), metrics.problems) for name in names]
+        table.add_row(*(Text(cell) for cell in cells), style="yellow" if metrics.missing else None)
+    return table
+
+
+def result_json(result: Result) -> dict[str, Any]:
+    """A run and its metrics, as `plt-eval run --json` prints it."""
+    return {**run_json(result.run), "metrics": result.metrics.model_dump(mode="json")["metrics"]}
+
+
+def _by_suite(results: Sequence[Result]) -> list[Result]:
+    suites = list(dict.fromkeys(result.run.manifest.identity.suite for result in results))
+    return [result for suite in suites for result in results if result.run.manifest.identity.suite == suite]
+
+
+def _metric_cell(metric: MetricRecord | None, problems: int) -> str:
+    if metric is None:
+        return "-"
+    n = "" if metric.n == problems else f"\nn={metric.n}"
+    return f"{percent(metric)}\n{interval(metric)}{n}"
+
+
+# --- listings -------------------------------------------------------------------------------------------
+
+
+def runs_table(runs: Sequence[Run]) -> Table:
+    """One row a run."""
+    table = Table()
+    for heading in ("run", "suite", "model"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("loops", justify="right")
+    table.add_column("status")
+    table.add_column("done", justify="right")
+    table.add_column("headline", overflow="fold")
+    table.add_column("started", overflow="fold")
+    for run in runs:
+        manifest, identity = run.manifest, run.manifest.identity
+        cells = [
+            manifest.run_id,
+            identity.suite,
+            identity.model,
+            _or_dash(identity.loops),
+            run.state(),
+            f"{run.done()}/{manifest.total}",
+            headline(run.metrics()),
+            f"{manifest.started.astimezone():%Y-%m-%d %H:%M}",
+        ]
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def headline(metrics: Metrics | None) -> str:
+    """The suite's first metric in a few words; says what it leaves out."""
+    if metrics is None or not metrics.metrics:
+        return "-"
+    name, metric = next(iter(metrics.metrics.items()))
+    missing = f", {metrics.missing} missing" if metrics.missing else ""
+    return f"{name} {percent(metric)} (n={metric.n}{missing})"
+
+
+def run_json(run: Run) -> dict[str, Any]:
+    """The run's place, state and identity in JSON types."""
+    manifest = run.manifest
+    return {
+        "run_id": manifest.run_id,
+        "path": str(run.path),
+        "suite": manifest.identity.suite,
+        "model": manifest.identity.model,
+        "loops": manifest.identity.loops,
+        "state": run.state(),
+        "total": manifest.total,
+        "done": run.done(),
+        "missing": manifest.missing,
+    }
+
+
+# --- one run, one sample --------------------------------------------------------------------------------
+
+
+def manifest_lines(run: Run) -> list[tuple[str, str]]:
+    """(name, value) of what a person asks first."""
+    manifest, identity = run.manifest, run.manifest.identity
+    last = manifest.sessions[-1] if manifest.sessions else None
+    lines = [
+        ("run", manifest.run_id),
+        ("status", f"{run.state()}, {run.done()} of {manifest.total} samples done"),
+        ("suite", f"{identity.suite} ({identity.suite_version})"),
+        ("data", f"{manifest.data_revision}, first {identity.problems} problems, from {manifest.data_source}"),
+        ("data sha256", identity.data_sha256),
+        ("engine", identity.engine),
+        *((f"  {name}", _as_text(value)) for name, value in identity.engine_identity.items()),
+        ("decoding", _decoding(manifest)),
+        ("started", f"{manifest.started.astimezone():%Y-%m-%d %H:%M:%S}, resumed {manifest.resumed} times"),
+        ("ended", f"{manifest.ended.astimezone():%Y-%m-%d %H:%M:%S}" if manifest.ended else "-"),
+    ]
+    if manifest.missing:
+        lines.append(("missing", f"{manifest.missing} samples; {'; '.join(manifest.missing_examples)}"))
+    if last is not None:
+        git = "-" if last.git is None else last.git.commit + (" (dirty)" if last.git.dirty else "")
+        gpus = ", ".join(last.hardware.gpus) or "no GPU"
+        machine = f"{last.hardware.cpu}, {last.hardware.cores} cores, {last.hardware.ram / 2**30:.0f} GiB, {gpus}"
+        packages = ", ".join(f"{name} {version}" for name, version in last.packages.items())
+        lines += [
+            ("sandbox", last.sandbox or "-"),
+            ("command", " ".join(last.command)),
+            ("packages", packages),
+            ("commit", git),
+            ("machine", machine),
+        ]
+    return lines
+
+
+def metrics_table(metrics: Metrics) -> Table:
+    """Each metric with its definition."""
+    table = Table()
+    table.add_column("metric", overflow="fold")
+    for heading in ("value", "95% interval", "n"):
+        table.add_column(heading, justify="right")
+    table.add_column("definition", overflow="fold")
+    for name, metric in metrics.metrics.items():
+        cells = [name, percent(metric), interval(metric), str(metric.n), metric.definition]
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def sample_text(completion: CompletionRecord | None, sample: SampleRecord | None) -> str:
+    """One sample for reading: the prompt's end, what the model wrote, what was judged, and the verdict."""
+    record = completion or sample
+    assert record is not None
+    parts = [f"=== {record.sample_id}#{record.index} ==="]
+    if completion is not None:
+        tokens = "" if completion.completion_tokens is None else f", {completion.completion_tokens} tokens"
+        form = "chat" if completion.chat else "text"
+        ended = completion.error or f"{completion.finish_reason}{tokens}"
+        parts += [f"--- prompt ({form}, its end) ---", completion.prompt_tail]
+        parts += [f"--- {'solution' if completion.solution else 'completion'} ({ended}) ---", completion.text]
+    if sample is None:
+        parts.append("--- not judged yet ---")
+    else:
+        parts += ["--- judged ---", sample.judged, "--- verdict ---", verdict(sample)]
+        if sample.detail:
+            parts.append(json.dumps(sample.detail, indent=2, ensure_ascii=False))
+    return "\n".join(parts)
+
+
+def verdict(sample: SampleRecord) -> str:
+    """As in "base: pass, plus: fail"."""
+    if sample.error is not None:
+        return f"not judged: {sample.error}"
+    return ", ".join(f"{name}: {_value(value)}" for name, value in sample.values.items()) or "no values"
+
+
+def failed_table(samples: Sequence[SampleRecord]) -> Table:
+    """The samples that failed or broke, with their verdicts."""
+    table = Table()
+    table.add_column("sample", overflow="fold")
+    table.add_column("verdict", overflow="fold")
+    table.add_column("detail", overflow="fold")
+    for sample in samples:
+        detail = " ".join(json.dumps(sample.detail, ensure_ascii=False).split()) if sample.detail else ""
+        cells = [f"{sample.sample_id}#{sample.index}", verdict(sample), detail[:200]]
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def _value(value: bool | float) -> str:
+    if isinstance(value, bool):
+        return "pass" if value else "fail"
+    return f"{value:.4g}"
+
+
+def _decoding(manifest: Manifest) -> str:
+    decoding, n = manifest.identity.decoding, manifest.identity.n_samples
+    limit = "" if decoding.max_new_tokens is None else f", at most {decoding.max_new_tokens} new tokens"
+    if decoding.temperature == 0:
+        return f"greedy, {n} sample{'s' if n > 1 else ''} a problem{limit}"
+    return (
+        f"temperature {decoding.temperature:g}, top_p {decoding.top_p:g}, seed {decoding.seed}, "
+        f"{n} samples a problem{limit}"
+    )
+
+
+def _as_text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, Mapping | list) else str(value)
+
+
+def _or_dash(value: int | None) -> str:
+    return "-" if value is None else str(value)

@@ -1,0 +1,25 @@
+"""Fixtures of the store's and the runner's tests."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB; needs the right to mount."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)]
+    try:
+        done = subprocess.run(mount, capture_output=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("needs mount(8); the file-size-limit test covers the same path")
+    if done.returncode != 0:
+        pytest.skip("needs the right to mount a tmpfs (root); the file-size-limit test covers the same path")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
