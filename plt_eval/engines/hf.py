@@ -10,6 +10,7 @@ import hashlib
 import json
 import random
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,12 @@ class HFEngine:
 
     def _load(self, loops: int | None, loop_mode: str | None) -> Any:
         if self.is_plt:
-            return load_model(self.folder, loops=loops, loop_mode=loop_mode, dtype=self.dtype, device=self.device)
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always", UserWarning)
+                model = load_model(self.folder, loops=loops, loop_mode=loop_mode, dtype=self.dtype, device=self.device)
+            for warning in said:
+                self.notify(str(warning.message))
+            return model
         return AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.dtype).to(self.device).eval()
 
     def _load_tokenizer(self, chosen: str | None) -> Any:
