@@ -16,26 +16,18 @@ import itertools
 import os
 import re
 import shutil
-import signal
-import socket
-import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from plt_benchmarks.protocols import SandboxError, SandboxJob, SandboxOutcome
-from plt_eval.sandbox import launcher
 from plt_eval.sandbox.job import DRIVER, FILES, JOB_FOLDER, WORK, environment, job_files, limits_text, outcome
+from plt_eval.sandbox.launch import BARE_PYTHON, LAUNCHER, CannotStart, Launched
 from plt_eval.sandbox.mounts import system_mounts
 from plt_eval.sandbox.seccomp import deny_list
-from plt_eval.sandbox.supervisor import Collector, Wiring, supervise
-from plt_eval.sandbox.usage import ProcessMeter
+from plt_eval.sandbox.usage import ProcessMeter, tasks_of_user
 
-_START_S = 30.0
-_END_S = 30.0
 _OLDEST = (0, 7)  # the first whose tmpfs takes a size
-_BARE_PYTHON = ("-I", "-S", "-B", "-c")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _ROOT_CAPABILITIES = (6, 7, 8, 12, 21)  # SETGID, SETUID, SETPCAP, NET_ADMIN, SYS_ADMIN
 _FIRST_ID = 0x7000_0000  # above every range of ids that distributions and container tools hand out
@@ -70,7 +62,7 @@ class Bubblewrap:
         self._as_root = _is_full_root()
         self._counter = itertools.count()
         self._python = os.path.abspath(sys.executable)
-        self._launcher = Path(launcher.__file__).read_text()
+        self._limit_is_per_namespace = _kernel() >= (5, 14)
         self._mounts = system_mounts()
         self._filter = deny_list(os.uname().machine)
         self._namespaces = ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
@@ -82,51 +74,30 @@ class Bubblewrap:
     def run(self, job: SandboxJob) -> SandboxOutcome:
         """Run `job` to its end. Thread-safe. Raises SandboxError when the sandbox cannot start."""
         with contextlib.ExitStack() as stack:
-            started = self._start(job, stack)
-            out, err = Collector(job.limits.output_bytes), Collector(job.limits.output_bytes)
-            wiring = Wiring(
-                input_fd=started.stdin.fileno(),
-                end_input=started.stdin.close,
-                outputs={started.stdout.fileno(): out.add, started.stderr.fileno(): err.add},
-                exit_fd=started.channel.fileno(),
-                usage=lambda: started.meter.read(job.limits.memory),
-                kill=started.kill,
+            inherited: list[int] = []
+            try:
+                arguments, identity = self._arguments(job, inherited)
+                # An ordinary user's launcher counts against the same limit as the job.
+                limits = limits_text(job.limits, job.limits.processes + self._uncounted())
+                inside = [identity, limits, self._python, "-I", DRIVER]
+                launched = Launched(
+                    lambda fd: [*arguments, self._python, *BARE_PYTHON, LAUNCHER, f"fd:{fd}", *inside],
+                    environment(f"{os.path.dirname(self._python)}:/usr/local/bin:/usr/bin:/bin"),
+                    inherited,
+                    stack,
+                )
+                meter = _meter(launched.pid, stack)
+            except CannotStart as error:
+                raise SandboxError(_explain(error.said)) from error
+            ending, out, err, report = launched.run(
+                job.stdin, job.limits, lambda: meter.read(job.limits.memory), launched.kill
             )
-            started.channel.send(launcher.GO)
-            ending = supervise(wiring, job.stdin, job.limits)
-            report = started.report()
-            cpu_s = started.reap()
-        return outcome(ending, bytes(out.data), bytes(err.data), report, job.limits, 0.0 if report else cpu_s)
+            cpu_s = launched.reap()
+        return outcome(ending, out, err, report, job.limits, 0.0 if report else cpu_s)
 
-    def _start(self, job: SandboxJob, stack: contextlib.ExitStack) -> _Started:
-        ours, theirs = socket.socketpair()
-        stack.enter_context(ours)
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        data = [theirs.detach()]
-        try:
-            command = self._command(job, data)
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=environment(self._search_path()),
-                pass_fds=data,
-                start_new_session=True,
-                bufsize=0,
-            )
-        except OSError as error:
-            raise SandboxError(f"bubblewrap cannot be started: {error}") from error
-        finally:
-            for fd in data:
-                os.close(fd)
-        stack.callback(_put_away, process)
-        return _Started(process, ours, _first_word(process, ours), stack)
-
-    def _command(self, job: SandboxJob, data: list[int]) -> list[str]:
-        """The whole command line; appends to `data`, which begins with the launcher's end of the channel, the
-        descriptors it names."""
-        channel = data[0]
+    def _arguments(self, job: SandboxJob, inherited: list[int]) -> tuple[list[str], str]:
+        """bubblewrap's command line, and the identity that the job takes. Appends the descriptors that the
+        command line names to `inherited`."""
         identity = "keep"
         arguments = [self._program, *self._namespaces, "--die-with-parent", "--new-session", "--as-pid-1"]
         arguments += ["--hostname", "sandbox", "--cap-drop", "ALL"]
@@ -134,99 +105,39 @@ class Bubblewrap:
             identity = str(_FIRST_ID + (os.getpid() % 0x10000) * 0x100 + next(self._counter) % 0x100)
             arguments += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
         if self._filter is not None:
-            arguments += ["--seccomp", _memory_file(self._filter, data)]
-        arguments += [*self._mounts, *_private_mounts(job.limits.tmp_bytes)]
-        files = job_files(job) | _accounts(identity if self._as_root else str(_INSIDE_ID))
-        arguments += ["--dir", FILES]
-        for name, content in files.items():
-            place = name if name.startswith("/") else f"{JOB_FOLDER}/{name}"
-            arguments += ["--perms", "0444", "--file", _memory_file(content, data), place]
-        arguments += ["--remount-ro", "/", "--chdir", WORK, "--", self._python, *_BARE_PYTHON, self._launcher]
-        # An ordinary user's launcher counts against the same limit as the job.
-        limits = limits_text(job.limits, job.limits.processes + (not self._as_root))
-        return [*arguments, f"fd:{channel}", identity, limits, self._python, "-I", DRIVER]
+            arguments += ["--seccomp", _memory_file(self._filter, inherited)]
+        arguments += [*self._mounts, *_private_mounts(job.limits.tmp_bytes), "--dir", FILES]
+        files = {f"{JOB_FOLDER}/{name}": content for name, content in job_files(job).items()}
+        files |= _accounts(identity if self._as_root else str(_INSIDE_ID))
+        for place, content in files.items():
+            arguments += ["--perms", "0444", "--file", _memory_file(content, inherited), place]
+        return [*arguments, "--remount-ro", "/", "--chdir", WORK, "--"], identity
 
-    def _search_path(self) -> str:
-        return f"{os.path.dirname(self._python)}:/usr/local/bin:/usr/bin:/bin"
+    def _uncounted(self) -> int:
+        """Processes that are no part of the job but count against its limit."""
+        if self._as_root:
+            return 0
+        return 1 if self._limit_is_per_namespace else 1 + tasks_of_user()
 
 
-class _Started:
-    """A launcher that waits for the word to go, and how to reach, measure and end its sandbox."""
+def _meter(launcher_pid: int, stack: contextlib.ExitStack) -> ProcessMeter:
+    """Measures through the sandbox's own /proc, which shows its processes and no others."""
+    try:
+        tmp = os.open(f"/proc/{launcher_pid}/root/tmp", _FOLDER)
+        stack.callback(os.close, tmp)
+        proc = os.open(f"/proc/{launcher_pid}/root/proc", _FOLDER)
+        stack.callback(os.close, proc)
+    except OSError as error:
+        raise CannotStart(f"cannot look into the sandbox, {error}") from error
 
-    def __init__(
-        self,
-        process: subprocess.Popen[bytes],
-        channel: socket.socket,
-        launcher_pid: int,
-        stack: contextlib.ExitStack,
-    ) -> None:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
-        self.stdin, self.stdout, self.stderr = process.stdin, process.stdout, process.stderr
-        self.channel = channel
-        self._process = process
-        try:
-            self._pidfd = os.pidfd_open(launcher_pid)
-            stack.callback(os.close, self._pidfd)
-            self._tmp = os.open(f"/proc/{launcher_pid}/root/tmp", _FOLDER)
-            stack.callback(os.close, self._tmp)
-            proc = os.open(f"/proc/{launcher_pid}/root/proc", _FOLDER)
-            stack.callback(os.close, proc)
-        except OSError as error:
-            raise SandboxError(f"bubblewrap: cannot watch a job, {error}") from error
-        self.meter = ProcessMeter(proc, lambda: _numbered(proc), self._tmp_bytes)
+    def pids() -> list[str]:  # all but the launcher, which is our own
+        return [name for name in os.listdir(proc) if name.isdigit() and name != "1"]
 
-    def kill(self) -> None:
-        """End the first process of the sandbox, and with it all others."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-
-    def report(self) -> bytes:
-        self.channel.setblocking(False)
-        try:
-            return self.channel.recv(256)
-        except OSError:
-            return b""
-
-    def reap(self) -> float:
-        """Wait until nothing of the job is left. Returns the processor time of all that it started, in seconds."""
-        deadline = time.monotonic() + _END_S
-        while time.monotonic() < deadline:
-            pid, status, used = os.wait4(self._process.pid, os.WNOHANG)
-            if pid:
-                self._process.returncode = os.waitstatus_to_exitcode(status)
-                return used.ru_utime + used.ru_stime
-            time.sleep(0.001)
-        raise SandboxError(f"bubblewrap: processes of a job are still there {_END_S:.0f} s after it was killed")
-
-    def _tmp_bytes(self) -> int:
-        room = os.statvfs(self._tmp)
+    def tmp_bytes() -> int:
+        room = os.statvfs(tmp)
         return (room.f_blocks - room.f_bfree) * room.f_frsize
 
-
-def _first_word(process: subprocess.Popen[bytes], channel: socket.socket) -> int:
-    """Wait until the launcher is ready. Returns its process id, as the kernel vouches for it."""
-    channel.settimeout(_START_S)
-    try:
-        word, ancillary, _, _ = channel.recvmsg(1, socket.CMSG_SPACE(12))
-    except TimeoutError:
-        raise SandboxError(f"bubblewrap did not start a job within {_START_S:.0f} s") from None
-    if word != launcher.READY:
-        process.kill()
-        said = process.stderr.read().decode(errors="replace").strip() if process.stderr else ""
-        raise SandboxError(_explain(said.splitlines()[-1] if said else "bwrap ended without a word"))
-    return int(struct.unpack("3i", ancillary[0][2])[0])
-
-
-def _put_away(process: subprocess.Popen[bytes]) -> None:
-    """Whatever happened: bubblewrap is dead, and so is its sandbox; its pipes are closed."""
-    if process.returncode is None:
-        process.kill()
-        process.wait()
-    for stream in (process.stdin, process.stdout, process.stderr):
-        if stream is not None:
-            stream.close()
+    return ProcessMeter(proc, pids, tmp_bytes)
 
 
 def _private_mounts(tmp_bytes: int) -> list[str]:
@@ -260,11 +171,6 @@ def _memory_file(content: bytes, data: list[int]) -> str:
     return str(fd)
 
 
-def _numbered(proc: int) -> list[str]:
-    """Every process of the sandbox but the launcher, which is our own."""
-    return [name for name in os.listdir(proc) if name.isdigit() and name != "1"]
-
-
 def _find_bubblewrap() -> tuple[str, tuple[int, ...]]:
     program = shutil.which("bwrap")
     if sys.platform != "linux":
@@ -278,6 +184,11 @@ def _find_bubblewrap() -> tuple[str, tuple[int, ...]]:
         wanted = ".".join(map(str, _OLDEST))
         raise SandboxError(f"{program} is {told.strip() or 'of no known version'}, {wanted} is needed ({_OTHERWISE})")
     return program, version
+
+
+def _kernel() -> tuple[int, ...]:
+    numbers = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return tuple(map(int, numbers.groups())) if numbers else (0, 0)
 
 
 def _is_full_root() -> bool:

@@ -5,6 +5,7 @@ only what is cheap to import and nothing of this package:
 
 - CHANNEL is `fd:N`, a socket to the supervisor, or `stderr:MARK`, where only the standard streams lead outside.
 - IDENTITY is the user and group id that the job takes, or `keep`.
+- The job runs in the folder HOME, which is made if it is not there.
 - LIMITS is `NAME=value,...` for `setrlimit`; the hard limit of CPU is one second above the soft one.
 
 As process 1 it cannot be killed from inside, and when it ends the kernel ends every other process of the sandbox.
@@ -34,7 +35,6 @@ def start_job(identity: str, limits: str, command: list[str], channel: int) -> i
     if pid:
         return pid
     try:
-        os.setsid()
         if channel >= 0:
             os.set_inheritable(channel, False)
         limit_resources(limits)
@@ -42,7 +42,9 @@ def start_job(identity: str, limits: str, command: list[str], channel: int) -> i
             os.setgroups([])
             os.setresgid(int(identity), int(identity), int(identity))
             os.setresuid(int(identity), int(identity), int(identity))
-        os.execv(command[0], command)
+        os.makedirs(os.environ["HOME"], exist_ok=True)
+        os.chdir(os.environ["HOME"])
+        os.execvp(command[0], command)
     except BaseException as error:
         os.write(2, f"cannot start {command[0]}: {error}\n".encode())
     os._exit(127)
