@@ -193,7 +193,7 @@ def sample_text(completion: CompletionRecord | None, sample: SampleRecord | None
         parts += ["--- judged ---", sample.judged, "--- verdict ---", verdict(sample)]
         if sample.detail:
             parts.append(json.dumps(sample.detail, indent=2, ensure_ascii=False))
-    return "\n".join(parts)
+    return _visible("\n".join(parts))
 
 
 def verdict(sample: SampleRecord) -> str:
@@ -214,6 +214,11 @@ def failed_table(samples: Sequence[SampleRecord]) -> Table:
         cells = [f"{sample.sample_id}#{sample.index}", verdict(sample), detail[:200]]
         table.add_row(*(Text(cell) for cell in cells))
     return table
+
+
+def _visible(text: str) -> str:
+    """`text` with control characters spelled out: a model's output must not steer the terminal."""
+    return "".join(char if char in "\n\t" or char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _value(value: bool | float) -> str:

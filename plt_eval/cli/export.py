@@ -28,7 +28,11 @@ def export(
         Path | None, typer.Option(help="evalplus: where runs are stored (default results/runs).")
     ] = None,
 ) -> None:
-    """Write a run as evalplus' official samples file, or a checkpoint as a folder for trust_remote_code=True."""
+    """Write a run or a checkpoint for other tools.
+
+    evalplus: a run as the official samples file. transformers: a checkpoint as a folder that a stock transformers
+    loads with trust_remote_code=True.
+    """
     if format_ is Format.evalplus:
         count = export_evalplus(source, out, results or Path("results/runs"), partial=partial)
         typer.echo(f"{out}: {count} samples")

@@ -12,7 +12,10 @@ def ls(
     results: Annotated[Path, typer.Option(help="Where runs are stored.")] = Path("results/runs"),
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
 ) -> None:
-    """List runs: suite, model, loops, status, samples done, and the headline metric. Oldest first."""
+    """List the stored runs.
+
+    One row each, oldest first: suite, model, loops, status, samples done, and the suite's headline metric.
+    """
     import json
 
     from plt_eval.store import list_runs

@@ -125,10 +125,10 @@ def run(
         typer.Option(help='[replay] File of completions (may be given again), or "gold": the data\'s own solutions.'),
     ] = None,
 ) -> None:
-    """Evaluate a model at one or several loop counts and print one table.
+    """Evaluate loop counts, an endpoint or a file.
 
-    Stopped or killed, the same command goes on where it stood; complete, it prints the stored result. An option that
-    has no effect with the chosen engine is an error.
+    All runs of one command are printed as one table. Stopped or killed, the same command goes on where it stood;
+    complete, it prints the stored result. An option that has no effect with the chosen engine is an error.
     """
     from plt_eval.cli.evaluate import RunOptions, report_runs
 

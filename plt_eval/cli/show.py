@@ -23,7 +23,10 @@ def show(
     results: Annotated[Path, typer.Option(help="Where runs are stored.")] = Path("results/runs"),
     json_: Annotated[bool, typer.Option("--json", help="Print manifest and metrics as JSON.")] = False,
 ) -> None:
-    """Show a run's manifest and metrics with their definitions, one sample in full, or what failed."""
+    """Show one run, or one of its samples.
+
+    By default the manifest and the metrics with their definitions.
+    """
     if (sample is not None) + failed + json_ > 1:
         raise UserError("--sample, --failed and --json exclude each other: give one")
     found = find_run(run, results)
@@ -38,23 +41,17 @@ def show(
 
 
 def _show_run(run: Run) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
     from plt_eval.tables import manifest_lines, metrics_table, output_console
 
-    console = output_console()
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, value in manifest_lines(run):
-        grid.add_row(Text(name), Text(value))
-    console.print(grid)
+    lines = manifest_lines(run)
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        typer.echo(f"{name:<{width}}  {value}".rstrip())
     metrics = run.metrics()
     if metrics is None:
         typer.echo("no metrics yet: run the same command again to complete the run")
         return
-    console.print(metrics_table(metrics))
+    output_console().print(metrics_table(metrics))
     if metrics.missing:
         typer.echo(f"warning: {metrics.missing} of {metrics.total} samples are missing and not counted")
 

@@ -8,7 +8,10 @@ import typer
 
 
 def suites() -> None:
-    """List the suites: what each is, the extra it needs and whether it is installed, where its data comes from."""
+    """List the suites.
+
+    What each is, the extra it needs and whether that is installed, and the version of its data and scoring.
+    """
     from rich.table import Table
     from rich.text import Text
 

@@ -141,3 +141,35 @@ class SumEngine:
 
     def close(self) -> None:
         pass
+
+
+class LoopEngine(SumEngine):
+    """The toy engine behind the options of the in-process engine."""
+
+    made: list[LoopEngine] = []  # noqa: RUF012 (tests look here)
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        loops: int | None = None,
+        loop_mode: str | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        batch_size: int | str = "auto",
+        chat_template: str = "auto",
+        tokenizer: str | None = None,
+        notify: Callable[[str], None] = print,
+    ) -> None:
+        super().__init__(loops=4 if loops is None else loops)
+        self.options = {"model": model, "loop_mode": loop_mode, "dtype": dtype, "device": device}
+        self.options |= {"batch_size": batch_size, "chat_template": chat_template, "tokenizer": tokenizer}
+        self.closed = False
+        notify(f"loaded {model}")
+        LoopEngine.made.append(self)
+
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity(), "loop_mode": self.options["loop_mode"]}
+
+    def close(self) -> None:
+        self.closed = True
