@@ -1,0 +1,88 @@
+"""A process that compares outputs: `python -m plt_benchmarks.evalplus_judge.judge`.
+
+It reads length-prefixed pickled requests from its standard input (they come from the harness; what a candidate
+wrote is in them only as bytes) and answers each with one line of JSON, {"status": "pass"} or {"error": "..."}.
+evalplus is imported once; every request is then judged in a process forked for it, so nothing is left of one
+request in the next.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pickle
+import resource
+import signal
+import struct
+import sys
+from multiprocessing.connection import Connection
+from typing import Any, BinaryIO
+
+CPU_S = 300
+"""Processor time to decode one request; a candidate could make its outputs slow to decode."""
+
+LENGTH = struct.Struct("<Q")
+
+
+def main() -> None:
+    """Serve until the standard input ends."""
+    replies = os.dup(1)
+    os.dup2(2, 1)
+    _prepare()
+    import evalplus.eval  # noqa: F401  (once, for every fork)
+
+    os.write(replies, b'{"ready": true}\n')
+    while (content := _read_request(sys.stdin.buffer)) is not None:
+        os.write(replies, json.dumps(_judge(content)).encode() + b"\n")
+
+
+def _prepare() -> None:
+    multiprocessing.set_start_method("fork")
+    # The official code reads these; a limit on the stack below its own limit makes it fail everything.
+    from plt_benchmarks.evalplus_judge.check import MEMORY
+
+    os.environ.pop("EVALPLUS_TIMEOUT_PER_TASK", None)
+    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
+    free = hard == resource.RLIM_INFINITY or hard >= MEMORY
+    os.environ["EVALPLUS_MAX_MEMORY_BYTES"] = str(MEMORY if free else -1)
+
+
+def _read_request(stream: BinaryIO) -> bytes | None:
+    head = stream.read(LENGTH.size)
+    if len(head) < LENGTH.size:
+        return None
+    size = LENGTH.unpack(head)[0]
+    content = stream.read(size)
+    return content if len(content) == size else None
+
+
+def _judge(content: bytes) -> dict[str, Any]:
+    """Judge one request in a child process."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.Process(target=_answer, args=(content, sender))
+    child.start()
+    sender.close()
+    try:
+        answer: dict[str, Any] = json.loads(receiver.recv_bytes())
+    except EOFError:
+        answer = {}
+    child.join()
+    if child.exitcode == -signal.SIGXCPU:
+        return {"status": "timeout"}
+    return answer or {"error": f"the comparison died (exit code {child.exitcode})"}
+
+
+def _answer(content: bytes, sender: Connection) -> None:
+    from plt_benchmarks.evalplus_judge.check import check
+
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 10))
+    try:
+        answer = {"status": check(pickle.loads(content))}
+    except Exception as error:
+        answer = {"error": f"{type(error).__name__}: {error}"[:500]}
+    sender.send_bytes(json.dumps(answer).encode())
+
+
+if __name__ == "__main__":
+    main()
