@@ -112,8 +112,11 @@ class PLTConfig(PreTrainedConfig):
         return self.plt_loop_mode == "plt" and self.plt_clp_shift
 
     def to_dict(self) -> dict[str, Any]:
-        """The released format spells the RoPE base `rope_theta`: keep that beside transformers' own spelling."""
+        """In the released format's spelling: the RoPE base as `rope_theta` (beside transformers' own), and its name for
+        the architecture."""
         out: dict[str, Any] = super().to_dict()
+        if out.get("architectures") == ["PLTForCausalLM"]:
+            out["architectures"] = ["IQuestPLTCoderForCausalLM"]
         theta = (out.get("rope_parameters") or {}).get("rope_theta")
         if theta is not None:
             out["rope_theta"] = theta
