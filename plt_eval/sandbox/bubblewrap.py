@@ -30,6 +30,7 @@ from plt_eval.sandbox.usage import ProcessMeter, tasks_of_user
 _OLDEST = (0, 7)  # the first whose tmpfs takes a size
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _ROOT_CAPABILITIES = (6, 7, 8, 12, 21)  # SETGID, SETUID, SETPCAP, NET_ADMIN, SYS_ADMIN
+_INODE = 1024  # what the kernel keeps for an empty file, bytes
 _FIRST_ID = 0x7000_0000  # above every range of ids that distributions and container tools hand out
 _INSIDE_ID = 65534  # what an ordinary user's jobs see as their own id
 
@@ -135,15 +136,16 @@ def _meter(launcher_pid: int, stack: contextlib.ExitStack) -> ProcessMeter:
 
     def tmp_bytes() -> int:
         room = os.statvfs(tmp)
-        return (room.f_blocks - room.f_bfree) * room.f_frsize
+        return (room.f_blocks - room.f_bfree) * room.f_frsize + (room.f_files - room.f_ffree) * _INODE
 
     return ProcessMeter(proc, pids, tmp_bytes)
 
 
 def _private_mounts(tmp_bytes: int) -> list[str]:
-    """/proc, a /dev of the harmless devices, and one bounded /tmp for everything that a job writes."""
+    """/proc, a /dev of the harmless devices, and one bounded /tmp for everything that a job writes. There is no
+    /dev/zero: mapping it yields memory that outlives its mapping, unseen by the meter."""
     arguments = ["--proc", "/proc", "--dir", "/dev"]
-    for device in ("null", "zero", "full", "random", "urandom"):
+    for device in ("null", "full", "random", "urandom"):
         arguments += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         arguments += ["--symlink", f"/proc/self/fd/{number}", f"/dev/{name}"]

@@ -41,9 +41,10 @@ def environment(path: str, home: str = WORK, files: str = FILES) -> dict[str, st
 
 def limits_text(limits: SandboxLimits, processes: int | None) -> str:
     """The limits of each process, as the launcher reads them. There is none on the stack: a scorer may raise its own,
-    and a hard limit would stop it."""
+    and a hard limit would stop it. That on time is one second late, for the supervisor to be first, which adds up all
+    processes."""
     values = {
-        "CPU": max(1, math.ceil(limits.cpu_s)),
+        "CPU": math.ceil(limits.cpu_s) + 1,
         "FSIZE": limits.file_bytes,
         "NOFILE": OPEN_FILES,
         "CORE": 0,
@@ -69,6 +70,6 @@ def outcome(
         exit_code, cpu_s, peak = code, max(cpu_s, cpu_ms / 1000), max(peak or 0, resident)
         if resident > limits.memory:
             status, exit_code = "memory_limit", None
-        elif code in (-signal.SIGXCPU, -signal.SIGKILL) and cpu_s > limits.cpu_s - 0.05:
+        elif code in (-signal.SIGXCPU, -signal.SIGKILL) and cpu_s > limits.cpu_s:
             status, exit_code = "cpu_limit", None
     return SandboxOutcome(status, exit_code, stdout, stderr, ending.wall_s, cpu_s, peak)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 _LOAD, _JUMP_EQUAL, _JUMP_SET, _JUMP_GREATER_EQUAL, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x06
 _ALLOW, _ERRNO, _KILL = 0x7FFF_0000, 0x0005_0000, 0x8000_0000
-_NUMBER, _ARCHITECTURE, _ARGUMENT_0 = 0, 4, 16  # offsets in struct seccomp_data; the low word of an argument
+_NUMBER, _ARCHITECTURE, _ARGUMENT_0, _ARGUMENT_3 = 0, 4, 16, 40  # in struct seccomp_data; low words of arguments
+_MAP_SHARED, _MAP_ANONYMOUS = 0x01, 0x20
 _NEW_NAMESPACES = 0x7E02_0000  # every CLONE_NEW* flag that clone takes
 _FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, 16)  # 16: netlink
 
@@ -23,6 +24,7 @@ _FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, 16)  # 16: netlink
 class _Machine:
     audit: int
     clone: int
+    mmap: int
     clone3: int
     socket: int
     x32: bool
@@ -50,8 +52,8 @@ _AARCH64 = {
     "memfd_create": 279, "shmget": 194,
 }  # fmt: skip
 _MACHINES = {
-    "x86_64": _Machine(0xC000_003E, 56, 435, 41, True, {**_SHARED, **_X86_64}),
-    "aarch64": _Machine(0xC000_00B7, 220, 435, 198, False, {**_SHARED, **_AARCH64}),
+    "x86_64": _Machine(0xC000_003E, 56, 9, 435, 41, True, {**_SHARED, **_X86_64}),
+    "aarch64": _Machine(0xC000_00B7, 220, 222, 435, 198, False, {**_SHARED, **_AARCH64}),
 }
 
 
@@ -69,24 +71,42 @@ def deny_list(machine: str) -> bytes | None:
     if known.x32:
         program += [_instruction(_JUMP_GREATER_EQUAL, 0x4000_0000, 0, 1), _refuse(errno.ENOSYS)]
     for number in sorted(known.denied.values()):
-        program += [_instruction(_JUMP_EQUAL, number, 0, 1), _refuse(errno.EPERM)]
+        program += _for_call(number, [_refuse(errno.EPERM)])
     # Its flags lie in memory that a filter cannot read; the C library falls back to clone.
-    program += [_instruction(_JUMP_EQUAL, known.clone3, 0, 1), _refuse(errno.ENOSYS)]
-    program += [
-        _instruction(_JUMP_EQUAL, known.clone, 0, 4),
-        _instruction(_LOAD, _ARGUMENT_0),
-        _instruction(_JUMP_SET, _NEW_NAMESPACES, 0, 1),
-        _refuse(errno.EPERM),
-        _instruction(_RETURN, _ALLOW),
+    program += _for_call(known.clone3, [_refuse(errno.ENOSYS)])
+    program += _for_call(
+        known.clone,
+        [
+            _instruction(_LOAD, _ARGUMENT_0),
+            _instruction(_JUMP_SET, _NEW_NAMESPACES, 0, 1),
+            _refuse(errno.EPERM),
+            _instruction(_RETURN, _ALLOW),
+        ],
+    )
+    # Pages of shared anonymous memory outlive their mapping while any other page of it is mapped.
+    program += _for_call(
+        known.mmap,
+        [
+            _instruction(_LOAD, _ARGUMENT_3),
+            _instruction(_JUMP_SET, _MAP_ANONYMOUS, 0, 2),
+            _instruction(_JUMP_SET, _MAP_SHARED, 0, 1),
+            _refuse(errno.EPERM),
+            _instruction(_RETURN, _ALLOW),
+        ],
+    )
+    families = [
+        _instruction(_JUMP_EQUAL, family, len(_FAMILIES) - position, 0) for position, family in enumerate(_FAMILIES)
     ]
-    program += [
-        _instruction(_JUMP_EQUAL, known.socket, 0, len(_FAMILIES) + 2),
-        _instruction(_LOAD, _ARGUMENT_0),
-    ]
-    for position, family in enumerate(_FAMILIES):
-        program.append(_instruction(_JUMP_EQUAL, family, len(_FAMILIES) - position, 0))
-    program += [_refuse(errno.EAFNOSUPPORT), _instruction(_RETURN, _ALLOW)]
-    return b"".join(program)
+    allow = _instruction(_RETURN, _ALLOW)
+    program += _for_call(
+        known.socket, [_instruction(_LOAD, _ARGUMENT_0), *families, _refuse(errno.EAFNOSUPPORT), allow]
+    )
+    return b"".join([*program, allow])
+
+
+def _for_call(number: int, body: list[bytes]) -> list[bytes]:
+    """`body`, which must end in a verdict, for the call `number`; other calls go on behind it."""
+    return [_instruction(_JUMP_EQUAL, number, 0, len(body)), *body]
 
 
 def _refuse(error: int) -> bytes:

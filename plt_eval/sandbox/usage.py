@@ -48,19 +48,30 @@ class ProcessMeter:
     def read(self, memory_limit: int) -> Usage:
         """Measure now. The memory is the proportional set size wherever the cheaper resident size, which
         counts shared pages once per process, would set a new peak or pass the limit."""
-        processes = [found for pid in self.pids() if (found := self._look(pid)) is not None]
+        processes = self._look_at_all()
         for process in processes:
             key = (process.pid, process.started)
             self._accrued += max(0, process.own_ticks - self._seen.get(key, 0))
             self._seen[key] = process.own_ticks
         total = sum(process.own_ticks + process.waited_ticks for process in processes)
         self._ticks = max(self._ticks, total, self._accrued)
-        memory = sum(process.resident for process in processes)
+        memory = self._memory(processes, min(self._peak, memory_limit))
+        if memory > memory_limit and len(processes) > 1:
+            # Processes that end while they are added up shift their shares to the others: look again.
+            memory = min(memory, self._memory(self._look_at_all(), memory_limit))
+        self._peak = max(self._peak, memory)
+        return Usage(self._ticks * _TICK_S, memory)
+
+    def _look_at_all(self) -> list[_Process]:
+        return [found for pid in self.pids() if (found := self._look(pid)) is not None]
+
+    def _memory(self, processes: list[_Process], bound: int) -> int:
+        """Exact only where it may be above `bound`."""
         extra = self.extra_memory()
-        if len(processes) > 1 and memory + extra > min(self._peak, memory_limit):
+        memory = sum(process.resident for process in processes)
+        if len(processes) > 1 and memory + extra > bound:
             memory = sum(self._proportional(process) for process in processes)
-        self._peak = max(self._peak, memory + extra)
-        return Usage(self._ticks * _TICK_S, memory + extra)
+        return memory + extra
 
     def _read(self, name: str) -> bytes:
         handle = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.proc)
@@ -82,12 +93,12 @@ class ProcessMeter:
 
     def _proportional(self, process: _Process) -> int:
         try:
-            for line in self._read(f"{process.pid}/smaps_rollup").splitlines():
-                if line.startswith(b"Pss:"):
-                    return int(line.split()[1]) * 1024
-        except OSError:
-            pass
-        return process.resident
+            lines = self._read(f"{process.pid}/smaps_rollup").splitlines()
+        except PermissionError:
+            return process.resident
+        except OSError:  # it has ended
+            return 0
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(b"Pss:")), 0)
 
 
 def descendants(root: int) -> list[str]:
