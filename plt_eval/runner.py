@@ -162,7 +162,7 @@ class _Session:
         if not requests and not waiting:
             return
         self._scorer = self._suite.scorer(open_sandbox())
-        workers = self._settings.scoring_workers or os.cpu_count() or 1
+        workers = self._settings.scoring_workers or len(os.sched_getaffinity(0))
         self._pool = WorkerPool(self._judge, workers=workers, backlog=4 * workers)
         with self._progress:
             self._progress.resume(list(self._writer.samples.values()), drawn=len(waiting))

@@ -36,7 +36,7 @@ def interval(metric: MetricRecord) -> str:
 
 def results_table(results: Sequence[Result]) -> Table:
     """One row a run, one column a metric: value, 95% interval, and n where it is not the row's own."""
-    names = list(dict.fromkeys(name for result in results for name in result.metrics.metrics))
+    names = list(dict.fromkeys(name for result in results for name in _short_metrics(result)))
     some_missing = any(result.metrics.missing for result in results)
     table = Table(caption="values with 95% intervals over problems", caption_justify="left")
     for heading in ("suite", "model", "loops"):
@@ -51,7 +51,8 @@ def results_table(results: Sequence[Result]) -> Table:
         cells = [identity.suite, identity.model, _or_dash(identity.loops), str(metrics.problems)]
         if some_missing:
             cells.append(f"{metrics.missing}/{metrics.total}")
-        cells += [_metric_cell(metrics.metrics.get(name), metrics.problems) for name in names]
+        own = _short_metrics(result)
+        cells += [_metric_cell(own.get(name), metrics.problems) for name in names]
         table.add_row(*(Text(cell) for cell in cells), style="yellow" if metrics.missing else None)
     return table
 
@@ -59,6 +60,12 @@ def results_table(results: Sequence[Result]) -> Table:
 def result_json(result: Result) -> dict[str, Any]:
     """A run and its metrics, as `plt-eval run --json` prints it."""
     return {**run_json(result.run), "metrics": result.metrics.model_dump(mode="json")["metrics"]}
+
+
+def _short_metrics(result: Result) -> dict[str, MetricRecord]:
+    """Metrics without their suite's name in front: the row says that, and suites can share columns."""
+    suite = result.run.manifest.identity.suite
+    return {name.removeprefix(f"{suite}."): metric for name, metric in result.metrics.metrics.items()}
 
 
 def _by_suite(results: Sequence[Result]) -> list[Result]:

@@ -83,12 +83,17 @@ MOST_LOOPS = 64
 
 def report_runs(options: RunOptions, *, as_json: bool) -> bool:
     """Run everything, print one table (or JSON) to stdout, and say whether samples are missing.
-    Raises UserError, SuiteError, SandboxError, and KeyboardInterrupt with a line for the user."""
+    Raises UserError, SuiteError, SandboxError; on Ctrl-C says how far it got, and exits with 130."""
+    import typer
     from rich.console import Console
 
     from plt_eval.tables import output_console, result_json, results_table
 
-    results = evaluate(options, Console(stderr=True, highlight=False))
+    try:
+        results = evaluate(options, Console(stderr=True, highlight=False))
+    except KeyboardInterrupt as stop:
+        typer.echo(f"plt-eval: interrupted: {stop or 'nothing was running'}", err=True)
+        raise typer.Exit(130) from None
     if as_json:
         print(json.dumps([result_json(result) for result in results], indent=2))
     else:
@@ -99,7 +104,6 @@ def report_runs(options: RunOptions, *, as_json: bool) -> bool:
 def evaluate(options: RunOptions, console: Console) -> list[Result]:
     """One result for every loop count and suite; progress and notes go to `console`."""
     from plt_benchmarks.registry import get_suite
-
     from plt_eval.engines.replay import ReplayEngine
     from plt_eval.runner import run
 
@@ -113,7 +117,8 @@ def evaluate(options: RunOptions, console: Console) -> list[Result]:
             for suite, data in jobs:
                 own = engine
                 if isinstance(engine, ReplayEngine):
-                    own = engine.select({sample.id for sample in data.samples})
+                    wanted = {sample.id for sample in data.samples[: options.limit]}
+                    own = engine.select(wanted, settings.n_samples)
                 named = _named(settings, options, suite.name, loops, several=len(loop_counts) * len(jobs) > 1)
                 result = run(suite, data, own, _sandbox(options), named, console=console)
                 _say_done(console, result)

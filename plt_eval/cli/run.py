@@ -164,12 +164,7 @@ def run(
         request_timeout=request_timeout,
         completions=tuple(completions or ()) or None,
     )
-    try:
-        missing = report_runs(options, as_json=json_)
-    except KeyboardInterrupt as stop:
-        typer.echo(f"plt-eval: interrupted: {stop or 'nothing was running'}", err=True)
-        raise typer.Exit(130) from None
-    if missing:
+    if report_runs(options, as_json=json_):
         raise typer.Exit(1)
 
 

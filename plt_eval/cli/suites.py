@@ -10,21 +10,24 @@ import typer
 def suites() -> None:
     """List the suites.
 
-    What each is, the extra it needs and whether that is installed, and the version of its data and scoring.
+    What each is, the extra it needs and whether that is installed, the version of its data and scoring,
+    and where its data comes from.
     """
     from rich.table import Table
     from rich.text import Text
 
-    from plt_benchmarks.registry import all_suites
+    from plt_benchmarks.registry import all_suites, suite_names
     from plt_eval.tables import output_console
 
     table = Table()
-    for heading in ("suite", "what it is", "needs", "version and data"):
+    for heading in ("suite", "what it is", "needs", "version", "data"):
         table.add_column(heading, overflow="fold")
     for suite in all_suites():
-        table.add_row(*(Text(cell) for cell in (suite.name, suite.summary, needs(suite.extra), suite.version)))
+        source = getattr(getattr(suite, "release", None), "url", "given by --data")
+        cells = (suite.name, suite.summary, needs(suite.extra), suite.version, source)
+        table.add_row(*(Text(cell) for cell in cells))
     output_console().print(table)
-    typer.echo("`code` evaluates HumanEval+ and MBPP+ together; data comes from the official release or --data")
+    typer.echo(f"names that --suite takes: {', '.join(suite_names())}; --data replaces the official release")
 
 
 def needs(extra: str | None) -> str:

@@ -63,9 +63,9 @@ class ReplayEngine:
             answers[sample.id] = [Replayed(prompt + solution, solution=True)]
         return cls(answers, label="gold")
 
-    def select(self, tasks: Collection[str]) -> ReplayEngine:
-        """The same, with the answers to `tasks` alone."""
-        kept = {task: texts for task, texts in self._answers.items() if task in tasks}
+    def select(self, tasks: Collection[str], n_samples: int) -> ReplayEngine:
+        """The same, with the first `n_samples` answers to `tasks` alone: what one run uses."""
+        kept = {task: texts[:n_samples] for task, texts in self._answers.items() if task in tasks}
         return ReplayEngine(kept, label=self._label)
 
     def check(self, known: Collection[str], wanted: Sequence[str], n_samples: int | None) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bad_server import Server
 
 
 @pytest.fixture
@@ -23,3 +25,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("needs the right to mount a tmpfs (root); the file-size-limit test covers the same path")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    it = Server()
+    thread = threading.Thread(target=it.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield it
+    it.over.set()
+    it.shutdown()
+    it.server_close()

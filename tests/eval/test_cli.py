@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bad_server import Server, good, status
 from toy_parts import LoopEngine, NoSandbox, SumEngine, SumSuite
 
 from plt_benchmarks.protocols import Sample
@@ -382,6 +383,54 @@ def test_our_own_faults_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("plt_benchmarks.registry.get_suite", fault)
     with pytest.raises(ZeroDivisionError):
         main(["run", "--suite", "sums", "--model", "m"])
+
+
+# --- run: endpoints -------------------------------------------------------------------------------------
+
+
+def endpoint(server: Server, *arguments: str) -> tuple[str, ...]:
+    base = ("--engine", "openai", "--endpoint", server.url, "--api-model", "m", "--retries", "0")
+    return ("run", *base, "--concurrency", "2", *arguments)
+
+
+def test_an_endpoint_is_evaluated_and_the_key_stays_out_of_the_record(
+    cli: Cli, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", "sk-secret")
+    server.always = good("8\nand more")
+    code, out, err = cli.run(*endpoint(server, "--api-key-env", "MY_KEY", "--api", "completions", "--json")[1:])
+    assert code == 0, err
+    assert json.loads(out)[0]["metrics"]["right"]["value"] == pytest.approx(1 / 20), "only 1 + 7 is 8"
+    assert server.headers_seen[0]["Authorization"] == "Bearer sk-secret"
+    files = [path for path in cli.results.rglob("*") if path.is_file()]
+    assert len(files) >= 5
+    assert not any(b"secret" in path.read_bytes() for path in files)
+
+
+def test_an_endpoint_that_answers_500_now_and_then_leaves_samples_missing(cli: Cli, server: Server) -> None:
+    server.plan = [good("8"), status(500, "GPU on fire"), good("8")]
+    code, out, err = cli.run(*endpoint(server, "--limit", "5")[1:])
+    assert code == 1
+    assert "1/5" in out
+    assert "warning: 1 of 5 samples are missing" in err
+    assert "HTTP 500: GPU on fire" in err
+    asked = len(server.asked)
+    code, out, _ = cli.run(*endpoint(server, "--limit", "5")[1:])
+    assert (code, len(server.asked)) == (0, asked + 1), "only the missing one is asked for again"
+    assert "missing" not in out
+
+
+def test_an_endpoint_that_always_answers_500_is_one_line(cli: Cli, server: Server) -> None:
+    server.always = status(500, "GPU on fire")
+    line = cli.error(*endpoint(server))
+    assert line.startswith(f"{server.url}: 16 requests in a row failed for good, the last with: HTTP 500: GPU on fire")
+
+
+def test_an_endpoint_that_refuses_is_one_line(cli: Cli, server: Server) -> None:
+    server.always = status(401, "wrong key")
+    assert cli.error(*endpoint(server)) == f"{server.url}/chat/completions refused: HTTP 401: wrong key"
+    (run,) = list_runs(cli.results)
+    assert run.state() == "incomplete"
 
 
 # --- ls, show, export, suites ---------------------------------------------------------------------------

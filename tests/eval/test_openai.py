@@ -4,134 +4,18 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from bad_server import Reply, Server, cut_short, drop, good, hang, raw, status
 
 from plt_benchmarks.protocols import Message, Prompt
 from plt_eval.engines.base import Completion, Decoding, GenerationRequest, LoglikelihoodRequest
 from plt_eval.engines.openai import GIVE_UP_AFTER, OpenAIEngine, derived_seed
 from plt_eval.errors import UserError
-
-Reply = Callable[[BaseHTTPRequestHandler, dict[str, Any]], None]
-
-
-class Server(ThreadingHTTPServer):
-    """Answers with `plan`'s entries in turn, then like a good server. Remembers what it was asked."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.plan: list[Reply] = []
-        self.always: Reply | None = None
-        self.asked: list[dict[str, Any]] = []
-        self.headers_seen: list[dict[str, str]] = []
-        self.paths: list[str] = []
-        self.times: list[float] = []
-        self.under_way = 0
-        self.most_under_way = 0
-        self.lock = threading.Lock()
-        self.over = threading.Event()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up are what these tests are about."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Server
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server = self.server
-        with server.lock:
-            server.asked.append(body)
-            server.headers_seen.append(dict(self.headers))
-            server.paths.append(self.path)
-            server.times.append(time.monotonic())
-            server.under_way += 1
-            server.most_under_way = max(server.most_under_way, server.under_way)
-            reply = server.plan.pop(0) if server.plan else server.always or good()
-        try:
-            reply(self, body)
-        finally:
-            with server.lock:
-                server.under_way -= 1
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-def send(handler: BaseHTTPRequestHandler, status: int, body: bytes, **headers: str) -> None:
-    handler.send_response(status)
-    for name, value in headers.items():
-        handler.send_header(name.replace("_", "-"), value)
-    handler.send_header("Content-Length", str(len(body)))
-    handler.end_headers()
-    handler.wfile.write(body)
-
-
-def good(text: str = "42", reason: str | None = "stop", slow_s: float = 0.0) -> Reply:
-    def reply(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-        time.sleep(slow_s)
-        content: dict[str, Any] = {"message": {"role": "assistant", "content": text}}
-        if "messages" not in body:
-            content = {"text": text}
-        choice = {"index": 0, "finish_reason": reason, **content}
-        answer = {"choices": [choice], "usage": {"prompt_tokens": 5, "completion_tokens": 2}}
-        send(handler, 200, json.dumps(answer).encode())
-
-    return reply
-
-
-def status(code: int, message: str = "out of order", **headers: str) -> Reply:
-    body = json.dumps({"error": {"message": message, "type": "x"}}).encode()
-    return lambda handler, _: send(handler, code, body, **headers)
-
-
-def raw(body: bytes) -> Reply:
-    return lambda handler, _: send(handler, 200, body)
-
-
-def drop(handler: BaseHTTPRequestHandler, _: dict[str, Any]) -> None:
-    handler.connection.shutdown(socket.SHUT_RDWR)
-    handler.close_connection = True
-
-
-def cut_short(handler: BaseHTTPRequestHandler, _: dict[str, Any]) -> None:
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    handler.wfile.write(b'{"choices": [{"te')
-    handler.wfile.flush()
-    drop(handler, _)
-
-
-def hang(handler: BaseHTTPRequestHandler, _: dict[str, Any]) -> None:
-    handler.server.over.wait(60)  # type: ignore[attr-defined]
-    handler.close_connection = True
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    it = Server()
-    thread = threading.Thread(target=it.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield it
-    it.over.set()
-    it.shutdown()
-    it.server_close()
 
 
 def engine(server: Server, **options: Any) -> OpenAIEngine:

@@ -118,7 +118,8 @@ def test_identity_is_the_content() -> None:
     ]
     hashes = {ReplayEngine(answers, label="f").identity()["completions_sha256"] for answers in others}
     assert len(hashes | {one.identity()["completions_sha256"]}) == 6
-    assert one.select({"a"}).identity() == ReplayEngine(others[0], label="f").identity()
+    assert one.select({"a"}, 1).identity() == ReplayEngine(others[0], label="f").identity()
+    assert ReplayEngine(others[3], label="f").select({"a", "b"}, 1).identity() == one.identity()
 
 
 def test_gold_replays_the_datas_own_solutions() -> None:
