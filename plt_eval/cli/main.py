@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from plt_eval.cli.demo import demo
 from plt_eval.cli.export import export
 from plt_eval.cli.ls import ls
 from plt_eval.cli.run import run
@@ -30,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command("demo")(demo)
 app.command("run")(run)
 app.command("ls")(ls)
 app.command("show")(show)
