@@ -3,7 +3,8 @@
 Its source is handed to an isolated Python (`python -I -S -c SOURCE CHANNEL IDENTITY LIMITS COMMAND...`), so it imports
 only what is cheap to import and nothing of this package:
 
-- CHANNEL is `fd:N`, a socket to the supervisor, or `stderr:MARK`, where only the standard streams lead outside.
+- CHANNEL is `fd:N`, a socket to the supervisor, or `stderr:MARK:SECONDS` where only the standard streams lead
+  outside. MARK precedes the report then, and after SECONDS all ends: nobody may be there any more to end it.
 - IDENTITY is the user and group id that the job takes, or `keep`.
 - The job runs in the folder HOME, which is made if it is not there.
 - LIMITS is `NAME=value,...` for `setrlimit`; the hard limit of CPU is one second above the soft one.
@@ -76,13 +77,23 @@ def end_the_rest() -> None:
             continue
 
 
+def end_after(seconds: int) -> None:
+    """End this process, and with it the sandbox, after so long."""
+    import signal  # costs more than the rest of this program
+
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(1))
+    signal.alarm(seconds)
+
+
 def main() -> None:
-    kind, where = sys.argv[1].split(":")
+    kind, where, *seconds = sys.argv[1].split(":")
     channel = int(where) if kind == "fd" else -1
     if channel >= 0:
         os.write(channel, READY)
         if os.read(channel, 1) != GO:  # nobody is left to watch the job
             os._exit(1)
+    if seconds:
+        end_after(int(seconds[0]))
     job = start_job(sys.argv[2], sys.argv[3], sys.argv[4:], channel)
     if channel >= 0:
         for stream in (0, 1, 2):

@@ -68,7 +68,9 @@ def docker_sandbox() -> Sandbox:
     if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode:
         missing = "no Docker daemon answers"
     else:
-        made = subprocess.run([CHECKOUT / "scripts" / "make_test_image.sh"], capture_output=True, text=True)
+        script = CHECKOUT / "scripts" / "make_test_image.sh"
+        python = {**os.environ, "PYTHON": sys.executable}
+        made = subprocess.run([script], capture_output=True, text=True, env=python)
         if made.returncode:
             missing = f"no test image: {made.stderr.strip()}"
     if missing and os.environ.get("PLT_EVAL_REQUIRE_DOCKER") == "1":
