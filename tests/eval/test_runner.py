@@ -21,7 +21,7 @@ from plt_eval.engines.base import Decoding
 from plt_eval.engines.replay import ReplayEngine
 from plt_eval.errors import UserError
 from plt_eval.journal import DiskFull
-from plt_eval.runner import Result, Settings, run
+from plt_eval.runner import Result, RunInterrupted, Settings, run
 from plt_eval.store import COMPLETIONS, METRICS, SAMPLES, list_runs, open_run
 
 HERE = Path(__file__).parent
@@ -262,6 +262,25 @@ def test_an_engines_user_error_comes_through_and_the_run_goes_on_later(tmp_path:
     engine = SumEngine()
     assert numbers(evaluate(tmp_path, engine=engine)) == numbers(evaluate(tmp_path / "whole"))
     assert len(engine.drawn) == 14
+
+
+def test_what_is_judged_while_the_run_is_being_stopped_does_not_count(tmp_path: Path) -> None:
+    # The signal that stops the run may have hit the judged program too, and made a right answer fail.
+    began = threading.Event()
+
+    class Stopped(SumEngine):
+        def generate(self, requests):  # type: ignore[no-untyped-def]
+            yield next(iter(super().generate(requests)))
+            assert began.wait(10)
+            raise KeyboardInterrupt
+
+    suite = SumSuite(score_s=0.3, before=lambda _: began.set())
+    with pytest.raises(RunInterrupted, match="stopped with 0 of 20 samples done"):
+        evaluate(tmp_path, suite, Stopped())
+    assert suite.judged == ["Sum/0"], "it was judged within the time that is given"
+    (stored,) = list_runs(tmp_path)
+    assert list(stored.samples()) == []
+    assert len(list(stored.completions())) == 1
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(small_disk: Path) -> None:
