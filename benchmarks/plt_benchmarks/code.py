@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from keyword import iskeyword
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +130,7 @@ class EvalPlusSuite:
         other = next(name for name in _ID_PREFIXES if name != self.name)
         if prefix == _ID_PREFIXES[other]:
             raise SuiteError(f"{place}: expected a problem of {self.name}, found {row['task_id']}, which is of {other}")
-        if not row["entry_point"].isidentifier():
+        if not row["entry_point"].isidentifier() or iskeyword(row["entry_point"]):
             raise SuiteError(f"{place}: expected 'entry_point' to be a function's name, found {row['entry_point']!r}")
         if not 0 <= row["atol"] < float("inf"):
             raise SuiteError(f"{place}: expected 'atol' to be a tolerance of 0 or more, found {row['atol']}")

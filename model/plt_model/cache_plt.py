@@ -158,8 +158,9 @@ class PLTCache(Cache):
         """
         if len(other.layers) != len(self.layers) or other.loops != self.loops:
             raise ValueError(f"cannot mix caches of different shape: {other.loops} loops against {self.loops}")
-        if other.batch_size != 1:
-            raise ValueError(f"replace_row takes a cache of one sequence, found a batch of {other.batch_size}")
+        held = other._layers()[0].keys
+        if held is None or held.shape[0] != 1:
+            raise ValueError(f"replace_row takes a cache of one sequence, found {0 if held is None else held.shape[0]}")
         mine, theirs = int(self.get_seq_length()), int(other.get_seq_length())
         for layer, source in zip(self._layers(), other._layers(), strict=True):
             for name in ("keys", "values"):

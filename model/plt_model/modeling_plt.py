@@ -330,6 +330,10 @@ class PLTModel(PLTPreTrainedModel):
             raise ValueError("a PLT has two attention distributions per later pass: output_attentions is not offered")
         embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if self.gradient_checkpointing and self.training:
+            if past_key_values is not None:
+                raise ValueError(
+                    "past_key_values cannot be read under gradient checkpointing: it would be written twice"
+                )
             use_cache = False
         cache = self._cache(past_key_values, bool(use_cache))
         past = 0 if cache is None else cache.get_seq_length()
@@ -361,7 +365,7 @@ class PLTModel(PLTPreTrainedModel):
             raise ValueError(
                 f"past_key_values was made for {given.loops} loops: the model runs {self.config.plt_num_loops}"
             )
-        return given if wanted else None
+        return given
 
     def _mask(self, attention_mask: Tensor | None, embeds: Tensor, past: int) -> Tensor | None:
         """[B, past + S], False at padding; None when nothing is padded."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -171,12 +170,12 @@ def _add(transcript: SetTranscript, frame: frames.Frame, calls: int) -> None:
         return
     if frame.kind == frames.LOADED and not transcript.loaded:
         transcript.loaded, transcript.ended = True, "died"
-    elif frame.kind == frames.VALUE and transcript.loaded and frame.index == len(transcript.outputs):
+    elif frame.kind == frames.VALUE and transcript.loaded and frame.call == len(transcript.outputs):
         transcript.outputs.append(frame.payload)
         transcript.times.append(frame.cpu_s)
     elif frame.kind in (frames.RAISED, frames.TIMEOUT):
         transcript.ended = "raised" if frame.kind == frames.RAISED else "timeout"
-        where = "loading" if frame.index == frames.NO_CALL else f"call {frame.index}"
+        where = "loading" if frame.call == frames.NO_CALL else f"call {frame.call}"
         transcript.why = f"{where}: {frame.text[:200] or 'time limit'}"
     else:
         transcript.ended, transcript.why = "died", "records out of order"
@@ -188,19 +187,14 @@ def _add(transcript: SetTranscript, frame: frames.Frame, calls: int) -> None:
 def _explain_deaths(outcome: SandboxOutcome, sets: Sequence[TestSet], transcripts: dict[str, SetTranscript]) -> None:
     """Say of sets that neither completed nor reported why what is known about the end of their process. The text is
     for the reader alone: a candidate could have written it."""
-    ends: dict[int, Any] = {}
-    for line in outcome.stderr[:65536].decode(errors="replace").splitlines():
-        try:
-            said = json.loads(line)
-            ends[said["run"]] = said["ended"]
-        except (ValueError, TypeError, KeyError):
-            continue
+    lines = outcome.stderr[:65536].decode(errors="replace").splitlines()
+    ends = {number: end for number, _, end in (line.split(" ", 2) for line in lines if line.count(" ") >= 2)}
     for number, tests in enumerate(sets):
         transcript = transcripts[tests.name]
         started = all(transcripts[earlier.name].ended == "complete" for earlier in sets[:number])
         if not started or transcript.ended not in ("not run", "died"):
             continue
-        end = ends.get(number, outcome.status)
+        end = ends.get(str(number), outcome.status)
         limit = end in ("SIGXCPU", "wall limit", "wall_limit", "cpu_limit")
         transcript.ended = "timeout" if limit else "died"
         transcript.why = transcript.why or f"after {len(transcript.outputs)} of {len(tests.inputs)} calls: {end}"[:200]

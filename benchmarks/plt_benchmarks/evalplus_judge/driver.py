@@ -17,10 +17,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-import json
 import os
 import pickle
-import re
 import resource
 import select
 import signal
@@ -57,15 +55,14 @@ def main() -> None:
         environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
         os.execve(sys.executable, [sys.executable, "-P", "-s", *sys.argv], environment)
     plan = pickle.load(sys.stdin.buffer)
-    shared = _load("encoding"), _load("frames")
+    shared = _load("encoding"), _load("frames"), _load("official_utils")
     out = os.dup(1)
+    frames = shared[1]
     version = "{}.{}".format(*sys.version_info).encode()
-    _send(out, [shared[1].pack(shared[1].HELLO, size=len(version)), version])
-    program, note = plan["text"], 0
-    if plan["sanitize"]:
-        program, note = _sanitized(plan, out, shared[1])
+    _send(out, [frames.pack(frames.HELLO, size=len(version)), version])
+    program, note = _sanitized(plan, out, frames) if plan["sanitize"] else (plan["text"], 0)
     judged = program.encode("utf-8", "surrogatepass")
-    _send(out, [shared[1].pack(shared[1].PROGRAM, note, size=len(judged)), judged])
+    _send(out, [frames.pack(frames.PROGRAM, note, size=len(judged)), judged])
     _preload(program)
     for number, run in enumerate(plan["runs"]):
         if not _run_forked(out, shared, program, plan, number, run):
@@ -95,8 +92,7 @@ def _send(fd: int, parts: list[bytes], write: Callable[[int, Any], int] = os.wri
 
 
 def _preload(program: str) -> None:
-    mentioned = set(re.findall(r"[A-Za-z_]\w*", program)) & PRELOADED.keys()
-    for name in sorted({name for word in mentioned for name in PRELOADED[word]}):
+    for name in sorted({name for word in PRELOADED if word in program for name in PRELOADED[word]}):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
 
@@ -172,9 +168,9 @@ def _run_forked(out: int, shared: Any, program: str, plan: dict[str, Any], numbe
             os._exit(status)
     status, used, in_time = _wait(child, time.monotonic() + run["wall_s"])
     ended = "wall limit" if not in_time else signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else ""
-    said = {"run": number, "ended": ended or os.WEXITSTATUS(status), "cpu_s": round(used.ru_utime + used.ru_stime, 3)}
-    print(json.dumps(said), file=sys.stderr, flush=True)
-    return ended == "" and os.WEXITSTATUS(status) == 0
+    cpu_s = used.ru_utime + used.ru_stime
+    print(number, f"{cpu_s:.2f}", ended or f"exit code {os.WEXITSTATUS(status)}", file=sys.stderr, flush=True)
+    return status == 0 and in_time
 
 
 def _wait(child: int, deadline: float) -> tuple[int, resource.struct_rusage, bool]:
@@ -201,8 +197,7 @@ def _silence() -> None:
 
 
 def _run(out: int, shared: Any, program: str, plan: dict[str, Any], number: int, run: dict[str, Any]) -> None:
-    encoding, frames = shared
-    official = _load("official_utils")
+    encoding, frames, official = shared
     clock, bound_cpu = time.process_time, _cpu_bound()
 
     def send(kind: int, index: int, cpu_s: float, parts: list[bytes]) -> None:

@@ -24,8 +24,6 @@ import sys
 from array import array
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from decimal import Decimal
-from fractions import Fraction
 from itertools import chain
 from typing import Any
 
@@ -132,8 +130,6 @@ _KIND_OF_TYPE: dict[type, int] = {
     type({}.keys()): Kind.KEYS,
     type({}.items()): Kind.ITEMS,
     Iterated: Kind.ITERATED,
-    Decimal: Kind.DECIMAL,
-    Fraction: Kind.FRACTION,
 }
 
 BASES = (str, int, float, complex, bytes, bytearray, list, tuple, set, frozenset, dict)
@@ -154,7 +150,11 @@ _TO_BASE: dict[type, Callable[[Any], Any]] = {
 
 
 def _classify(kind: type) -> int:
-    """The kind of a type that is not in the table."""
+    """The kind of a type that is not in the table. Modules that nobody has loaded made no value."""
+    if "decimal" in sys.modules and kind is sys.modules["decimal"].Decimal:
+        return Kind.DECIMAL
+    if "fractions" in sys.modules and kind is sys.modules["fractions"].Fraction:
+        return Kind.FRACTION
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         if issubclass(kind, numpy.generic):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 HELLO = 1
 """The driver runs; the payload is its Python's "major.minor"."""
@@ -20,9 +20,9 @@ PROGRAM = 2
 LOADED = 3
 """The program was executed and has its entry point."""
 VALUE = 4
-"""Call `index` of run `run` returned; the payload is the encoded output."""
+"""Call number `call` of run `run` returned; the payload is the encoded output."""
 RAISED = 5
-"""It raised, or the program itself did (index NO_CALL); the payload is the name of the class."""
+"""It raised, or the program itself did (call NO_CALL); the payload is the name of the class."""
 TIMEOUT = 6
 """It exceeded its limit."""
 FAILED = 7
@@ -32,33 +32,32 @@ NO_CALL = 0xFFFFFFFF
 _HEADER = struct.Struct("<BBIdQ")
 
 
-@dataclass(frozen=True)
-class Frame:
-    """`run` numbers the sets of tests, `index` the calls in a set, `cpu_s` is processor time of the call."""
+class Frame(NamedTuple):
+    """`run` numbers the sets of tests, `call` the calls in a set, `cpu_s` is processor time of the call."""
 
     kind: int
     run: int
-    index: int
+    call: int
     cpu_s: float
     payload: memoryview
 
     @property
     def text(self) -> str:
-        return bytes(self.payload).decode("utf-8", "surrogateescape")
+        return bytes(self.payload).decode("utf-8", "replace")
 
 
-def pack(kind: int, run: int = 0, index: int = NO_CALL, cpu_s: float = 0.0, size: int = 0) -> bytes:
+def pack(kind: int, run: int = 0, call: int = NO_CALL, cpu_s: float = 0.0, size: int = 0) -> bytes:
     """The header of a record with `size` bytes of payload to follow."""
-    return _HEADER.pack(kind, run, index, cpu_s, size)
+    return _HEADER.pack(kind, run, call, cpu_s, size)
 
 
 def unpack(stream: bytes) -> Iterator[Frame]:
     """The whole records at the start of `stream`; whatever comes after the last of them is dropped."""
     view, at = memoryview(stream), 0
     while at + _HEADER.size <= len(view):
-        kind, run, index, cpu_s, size = _HEADER.unpack_from(view, at)
+        kind, run, call, cpu_s, size = _HEADER.unpack_from(view, at)
         at += _HEADER.size
         if size > len(view) - at:
             return
-        yield Frame(kind, run, index, cpu_s, view[at : at + size])
+        yield Frame(kind, run, call, cpu_s, view[at : at + size])
         at += size

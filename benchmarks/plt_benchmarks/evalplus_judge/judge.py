@@ -8,6 +8,7 @@ request in the next.
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -20,7 +21,9 @@ from multiprocessing.connection import Connection
 from typing import Any, BinaryIO
 
 CPU_S = 300
-"""Processor time to decode one request; a candidate could make its outputs slow to decode."""
+"""Processor time of one comparison, decoding included; a candidate could make its outputs slow to decode."""
+MEMORY = 8 << 30
+"""Address space of a comparison: the largest expected output takes over 1 GiB, and so does a candidate's."""
 
 LENGTH = struct.Struct("<Q")
 
@@ -39,10 +42,8 @@ def main() -> None:
 
 def _prepare() -> None:
     multiprocessing.set_start_method("fork")
-    # The official code reads these; a limit on the stack below its own limit makes it fail everything.
-    from plt_benchmarks.evalplus_judge.check import MEMORY
-
-    os.environ.pop("EVALPLUS_TIMEOUT_PER_TASK", None)
+    os.environ.pop("EVALPLUS_TIMEOUT_PER_TASK", None)  # the official code cannot take it
+    # A hard limit on the stack below the limit that the official code sets would make it fail everything.
     hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
     free = hard == resource.RLIM_INFINITY or hard >= MEMORY
     os.environ["EVALPLUS_MAX_MEMORY_BYTES"] = str(MEMORY if free else -1)
@@ -77,6 +78,8 @@ def _answer(content: bytes, sender: Connection) -> None:
     from plt_benchmarks.evalplus_judge.check import check
 
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 10))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    gc.disable()  # nothing here makes cycles, and looking for them in millions of tuples takes long
     try:
         answer = {"status": check(pickle.loads(content))}
     except Exception as error:
