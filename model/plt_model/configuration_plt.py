@@ -7,12 +7,12 @@ this project's baselines and ablations, off by default.
     PLTConfig.from_pretrained("LoopCoder-V2").plt_num_loops
 """
 
-from __future__ import annotations
-
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 LOOP_MODES = ("plt", "sequential")
 
@@ -87,18 +87,32 @@ class PLTConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Reject what the model cannot be built from (called by the strict dataclass after __post_init__)."""
-        if self.plt_num_loops < 1:
-            raise ValueError(f"plt_num_loops is {self.plt_num_loops}: expected at least 1")
+        for key in ("plt_num_loops", "num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} is {getattr(self, key)}: expected at least 1")
         size = self.plt_window_size
         if size is None or len(size) != 2 or size[0] < 0 or size[1] != 0:
             raise ValueError(f"plt_window_size is {size}: expected [w, 0] with w >= 0 (positions to the left)")
-        if self.num_key_value_heads is None or self.num_attention_heads % self.num_key_value_heads:
+        groups = self.num_key_value_heads
+        if groups is None or groups < 1 or self.num_attention_heads % groups:
             raise ValueError(
-                f"num_attention_heads is {self.num_attention_heads}: expected a multiple of "
-                f"num_key_value_heads ({self.num_key_value_heads})"
+                f"num_key_value_heads is {groups}: expected a divisor of num_attention_heads {self.num_attention_heads}"
             )
-        if self.head_dim is None or self.head_dim % 2:
+        if self.head_dim is None or self.head_dim < 2 or self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}: expected an even number, for rotary positions")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act is {self.hidden_act!r}: no such activation in transformers")
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(f"pad_token_id is {self.pad_token_id}: expected an id below {self.vocab_size}")
+        self._check_rope()
+
+    def _check_rope(self) -> None:
+        rope = self.rope_parameters or {}
+        kind, theta = rope.get("rope_type", "default"), rope.get("rope_theta", self.default_theta)
+        if kind != "default" and kind not in ROPE_INIT_FUNCTIONS:
+            raise ValueError(f"rope_type is {kind!r}: expected default or one of {', '.join(ROPE_INIT_FUNCTIONS)}")
+        if not isinstance(theta, int | float) or theta <= 0:
+            raise ValueError(f"rope_theta is {theta!r}: expected a number above 0")
 
     @property
     def window(self) -> int:

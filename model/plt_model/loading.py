@@ -35,9 +35,12 @@ def read_config(folder: Path) -> PLTConfig:
     kind = raw.get("model_type") if isinstance(raw, dict) else None
     if kind != PLTConfig.model_type:
         raise CheckpointError(f"{path}: model_type is {kind!r}: expected {PLTConfig.model_type!r}")
+    dtype = raw.get("dtype", raw.get("torch_dtype"))
+    if dtype is not None and not isinstance(getattr(torch, str(dtype).removeprefix("torch."), None), torch.dtype):
+        raise CheckpointError(f"{path}: dtype is {dtype!r}: no such type in torch")
     try:
         config: PLTConfig = PLTConfig.from_dict(raw)
-    except (ValueError, TypeError, StrictDataclassError) as refused:
+    except (ValueError, TypeError, KeyError, StrictDataclassError) as refused:
         raise CheckpointError(f"{path}: {_one_line(refused)}") from refused
     return config
 
@@ -52,23 +55,49 @@ def weight_files(folder: Path) -> list[Path]:
         return [single]
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as broken:
+    except (ValueError, KeyError, AttributeError, TypeError) as broken:
         raise CheckpointError(f"{index}: not a valid index of weight files ({_one_line(broken)})") from broken
+    if not names or not all(isinstance(name, str) and "/" not in name for name in names):
+        raise CheckpointError(f"{index}: not a valid index of weight files (weight_map names none, or no file names)")
     for name in names:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder / name}: named in {index.name} but missing")
     return [folder / name for name in names]
 
 
-def check_weights(folder: Path) -> None:
-    """Open every weight file and read its header. Raises CheckpointError naming the one that is corrupt."""
+def check_weights(folder: Path) -> dict[str, list[int]]:
+    """Open every weight file and read its header: the shape of every tensor, by name (the gates' present spelling).
+    Raises CheckpointError naming the file that is corrupt."""
+    shapes: dict[str, list[int]] = {}
     for file in weight_files(folder):
         try:
             with safe_open(file, framework="pt") as opened:
-                if not list(opened.keys()):
-                    raise CheckpointError(f"{file}: holds no tensors")
+                for name in opened.keys():  # noqa: SIM118 (not a dict)
+                    shapes[name.replace(".loop_gate_proj.", ".plt_gate.")] = opened.get_slice(name).get_shape()
         except SafetensorError as broken:
             raise CheckpointError(f"{file}: corrupt or cut short ({_one_line(broken)})") from broken
+    return shapes
+
+
+def _check_fit(folder: Path, config: PLTConfig) -> None:
+    """The tensors of the files are those that the configuration asks for. Gates may be absent, and a tied head."""
+    found = check_weights(folder)
+    with torch.device("meta"):
+        wanted = {name: list(tensor.shape) for name, tensor in PLTForCausalLM(config).state_dict().items()}
+    optional = (".plt_gate.", *(["lm_head."] if config.tie_word_embeddings else []))
+    missing = [name for name in wanted if name not in found and not any(part in name for part in optional)]
+    if missing:
+        raise CheckpointError(
+            f"{folder}: {len(missing)} tensors are missing from the weights, the first is {missing[0]}"
+        )
+    extra = [name for name in found if name not in wanted and not name.endswith("rotary_emb.inv_freq")]
+    if extra:
+        raise CheckpointError(f"{folder}: config.json has no place for {len(extra)} tensors, the first is {extra[0]}")
+    for name, shape in wanted.items():
+        if name in found and found[name] != shape:
+            raise CheckpointError(
+                f"{folder}: the weights do not fit config.json: {name} is {found[name]}, expected {shape}"
+            )
 
 
 def weights_hash(folder: Path) -> str:
@@ -96,28 +125,21 @@ def load_model(
     for a folder that is not a whole, sound PLT checkpoint.
     """
     config = read_config(folder)
-    check_weights(folder)
+    _check_fit(folder, config)
     try:
-        model, info = PLTForCausalLM.from_pretrained(
+        model = PLTForCausalLM.from_pretrained(
             folder,
             config=config,
             loops=loops,
             loop_mode=loop_mode,
             dtype=dtype or "auto",
             attn_implementation=attn_implementation,
-            output_loading_info=True,
         )
     except (RuntimeError, SafetensorError) as broken:
         raise CheckpointError(f"{folder}: the weights do not fit config.json ({_one_line(broken)})") from broken
-    missing = sorted(name for name in info["missing_keys"] if ".plt_gate." not in name)
-    if missing:
-        raise CheckpointError(
-            f"{folder}: {len(missing)} tensors are missing from the weights, the first is {missing[0]}"
-        )
     loaded: PLTForCausalLM = model.to(device).eval()
     return loaded
 
 
 def _one_line(error: BaseException) -> str:
-    cause = error.__cause__ if error.__cause__ is not None else error
-    return " ".join(str(cause).split())[:300]
+    return " ".join(str(error).split())[:300]

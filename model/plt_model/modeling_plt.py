@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation.utils import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -562,7 +563,7 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
         one loop count), and when a checkpoint without gates gets more than one loop (the blend is then even).
         """
         config = kwargs.pop("config", None)
-        if not isinstance(config, PLTConfig):
+        if not isinstance(config, PreTrainedConfig):
             overrides = {k: kwargs.pop(k) for k in [k for k in kwargs if k.startswith("plt_")]}
             where = pretrained_model_name_or_path if config is None else config
             hub = {
