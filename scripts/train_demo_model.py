@@ -1,6 +1,7 @@
 """Train the checkpoint that `plt-eval demo` runs: a byte-level PLT of 0.4 million parameters, in minutes on a CPU.
 
-    python scripts/train_demo_model.py --out plt_eval/demo/model --problems plt_eval/demo/problems.jsonl
+    python scripts/train_demo_model.py --out plt_eval/demo/plt-demo \
+        --problems benchmarks/plt_benchmarks/data/demo_problems.jsonl
 
 The data are generated one-line Python functions (add, subtract, multiply, compare... by a constant). The constants
 of the problems never occur in training. It learns to read a docstring and copy a constant: enough to show the tool at

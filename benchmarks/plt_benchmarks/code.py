@@ -105,7 +105,7 @@ class EvalPlusSuite:
         cures = "; ".join(
             f"{task}: {fault.cure}"
             for task, fault in FAULTS.items()
-            if task.startswith(_ID_PREFIXES[self.name]) and fault.effect == "always fails"
+            if task.startswith(_ID_PREFIXES[self.dataset]) and fault.effect == "always fails"
         )
         official = f"as the official command of evalplus {EVALPLUS_VERSION} judges"
         corrected = f"without its faults ({cures})"
@@ -127,9 +127,11 @@ class EvalPlusSuite:
             if not isinstance(row[key], kind) or isinstance(row[key], bool):
                 raise SuiteError(f"{place}: expected {key!r} to be {_KINDS[key]}, found {type(row[key]).__name__}")
         prefix = row["task_id"].partition("/")[0]
-        other = next(name for name in _ID_PREFIXES if name != self.name)
+        other = next(name for name in _ID_PREFIXES if name != self.dataset)
         if prefix == _ID_PREFIXES[other]:
-            raise SuiteError(f"{place}: expected a problem of {self.name}, found {row['task_id']}, which is of {other}")
+            raise SuiteError(
+                f"{place}: expected a problem of {self.dataset}, found {row['task_id']}, which is of {other}"
+            )
         if not row["entry_point"].isidentifier() or iskeyword(row["entry_point"]):
             raise SuiteError(f"{place}: expected 'entry_point' to be a function's name, found {row['entry_point']!r}")
         if not 0 <= row["atol"] < float("inf"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 
 from plt_benchmarks.code import HUMANEVAL, MBPP
+from plt_benchmarks.demo import DEMO
 from plt_benchmarks.protocols import Suite, SuiteError
 
 _NAMES: dict[str, tuple[Suite, ...]] = {
@@ -17,6 +18,7 @@ _NAMES: dict[str, tuple[Suite, ...]] = {
     "humaneval+": (HUMANEVAL,),
     "mbpp": (MBPP,),
     "mbpp+": (MBPP,),
+    "demo": (DEMO,),
 }
 
 

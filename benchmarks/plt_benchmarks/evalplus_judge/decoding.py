@@ -97,6 +97,8 @@ class _Reader:
         if kind in _BUILDERS:
             build = _BUILDERS[kind]
             lengths, items = self.nested(count, depth)
+            if kind == Kind.TUPLE and lengths[0] and min(lengths) == max(lengths):
+                return zip(*[items] * lengths[0], strict=False)  # each row takes its items from the one iterator
             return (build(islice(items, n)) for n in lengths)
         if kind in _MAPPING_BUILDERS:
             make = _MAPPING_BUILDERS[kind]
@@ -145,14 +147,8 @@ def _read_strings(reader: _Reader, count: int) -> Iterator[str]:
         return _read_plain_strings(reader, count)
     if form != ord("#"):
         raise CodecError("unknown strings")
-    typecode = chr(reader.byte())
-    if typecode not in "BH":
-        raise CodecError("unknown strings")
-    size = struct.unpack("<I", reader.take(4))[0]
-    if size > count:
-        raise CodecError("more strings in the table than in use")
-    table = list(_read_plain_strings(reader, size))
-    return map(table.__getitem__, reader.array(typecode, count))
+    table = list(_read_plain_strings(reader, reader.byte() + 1))
+    return map(table.__getitem__, bytes(reader.take(count)))
 
 
 def _read_plain_strings(reader: _Reader, count: int) -> Iterator[str]:

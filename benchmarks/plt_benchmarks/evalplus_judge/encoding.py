@@ -18,13 +18,12 @@ Standard library only: this file also travels into the sandbox.
 
 from __future__ import annotations
 
-import itertools
 import struct
 import sys
 from array import array
-from collections import Counter, OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 CODEC_VERSION = 1
@@ -101,6 +100,11 @@ def encode_parts(value: object) -> list[bytes]:
     return parts
 
 
+def kind_of(data: bytes | memoryview) -> int:
+    """The kind of the value that `encode` made these bytes of."""
+    return data[1]
+
+
 def is_opaque(value: object) -> bool:
     """Whether `value` as a whole would become Opaque."""
     kind = type(value)
@@ -166,6 +170,7 @@ def _classify(kind: type) -> int:
 
 # --- writing ------------------------------------------------------------------------------------------
 
+_LONG = 10_000
 _Source = Callable[[], Iterator[Any]]  # starts the same values over; a column may be read several times
 
 
@@ -180,16 +185,19 @@ class _Encoder:
             raise _TooMuch
         if not count:
             return
-        kind_of = {t: _KIND_OF_TYPE[t] if t in _KIND_OF_TYPE else _classify(t) for t in set(map(type, source()))}
-        kinds = sorted(set(kind_of.values()))
+        if count >= _LONG and type(next(source())) is str and (few := _few_strings(source, count)):
+            self.parts += [bytes([Kind.STR]), *few]  # without a look at every type, which would take as long again
+            return
+        kinds_of = {t: _KIND_OF_TYPE[t] if t in _KIND_OF_TYPE else _classify(t) for t in set(map(type, source()))}
+        kinds = sorted(set(kinds_of.values()))
         if len(kinds) == 1:
             self.parts.append(bytes(kinds))
             self.part(kinds[0], source, count, depth)
             return
         self.parts.append(bytes([Kind.MIXED]))
-        self.parts.append(bytes(map(kind_of.__getitem__, map(type, source()))))
+        self.parts.append(bytes(map(kinds_of.__getitem__, map(type, source()))))
         for kind in kinds:
-            values = [v for v in source() if kind_of[type(v)] == kind]
+            values = [v for v in source() if kinds_of[type(v)] == kind]
             self.part(kind, values.__iter__, len(values), depth)
 
     def part(self, kind: int, source: _Source, count: int, depth: int) -> None:
@@ -253,22 +261,24 @@ def _complexes(source: _Source) -> Iterable[bytes]:
 
 
 def _strings(source: _Source, count: int) -> Iterable[bytes]:
-    """b"=" and all of them, or b"#" and a table of the different ones with an index each."""
-    if count >= 64:
-        table: defaultdict[str, int] = defaultdict(itertools.count().__next__)
-        try:
-            indexes = _array("H", map(table.__getitem__, source()))
-        except OverflowError:  # more than 65,536 different ones
-            pass
-        else:
-            if len(table) <= count // 2:
-                narrow = len(table) <= 256
-                yield b"#" + (b"B" if narrow else b"H") + struct.pack("<I", len(table))
-                yield from _plain_strings(list(table))
-                yield indexes[::2] if narrow else indexes
-                return
-    yield b"="
-    yield from _plain_strings(list(source()))
+    """b"=" and all of them, or what `_few_strings` makes."""
+    return _few_strings(source, count) or (b"=", *_plain_strings(list(source())))
+
+
+def _few_strings(source: _Source, count: int) -> list[bytes] | None:
+    """b"#", a table of the different strings and an index for each; None unless they are all strings, and few."""
+    if count < 64:
+        return None
+    try:
+        few = len(set(islice(source(), 1024))) <= 256
+        table = set(source()) if few else set()
+    except TypeError:
+        return None
+    if not 0 < len(table) <= min(256, count // 2) or any(type(text) is not str for text in table):
+        return None
+    texts = sorted(table)
+    index = {text: number for number, text in enumerate(texts)}
+    return [b"#", bytes([len(texts) - 1]), *_plain_strings(texts), bytes(map(index.__getitem__, source()))]
 
 
 def _plain_strings(values: list[str]) -> Iterable[bytes]:

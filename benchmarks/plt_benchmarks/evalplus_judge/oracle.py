@@ -21,7 +21,7 @@ from plt_benchmarks.datafiles import cache_folder
 from plt_benchmarks.evalplus_judge.candidate import Candidate, JudgingError, TestSet, run_candidate
 from plt_benchmarks.evalplus_judge.check import read_expected_head, write_expected
 from plt_benchmarks.evalplus_judge.decoding import decode
-from plt_benchmarks.evalplus_judge.encoding import CODEC_VERSION, Opaque, encode
+from plt_benchmarks.evalplus_judge.encoding import CODEC_VERSION, Kind, encode, kind_of
 from plt_benchmarks.evalplus_judge.official import EVALPLUS_VERSION
 from plt_benchmarks.evalplus_judge.problem import Problem
 from plt_benchmarks.protocols import Sandbox
@@ -125,12 +125,12 @@ class Oracle:
 
 
 def _expected_value(problem: Problem, output: bytes) -> bytes:
+    kind = kind_of(output)
     if problem.not_none:
-        return encode(decode(output) is not None)
-    if isinstance(value := decode(output), Opaque) and not problem.iterate:
-        raise JudgingError(
-            f"{problem.task_id}: its reference solution returns {value.type_name}, which cannot be compared"
-        )
+        return encode(kind != Kind.NONE)
+    if kind == Kind.OPAQUE:
+        name = decode(output).type_name
+        raise JudgingError(f"{problem.task_id}: its reference solution returns {name}, which cannot be compared")
     return output
 
 
