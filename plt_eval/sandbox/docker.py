@@ -1,9 +1,9 @@
 """Jobs in containers of the local Docker daemon, from an image that is already there.
 
 A container has no network, a read-only root, a private /tmp in memory, no capabilities, an ordinary user, and the job's
-limits as its own. Its first process is :mod:`plt_eval.sandbox.launcher`. The driver and the files lie in an
-anonymous volume that belongs to root. The image must hold Python 3.11 or later as `python3`, and whatever the
-drivers import.
+limits as its own; Docker's own profile filters its system calls. Its first process is
+:mod:`plt_eval.sandbox.launcher`. The driver and the files lie in an anonymous volume that belongs to root. The image
+must hold Python 3.11 or later as `python3`, and whatever the drivers import.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import socket
 import struct
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -82,16 +83,21 @@ class Docker:
             line = self._attach(container, stack)
             output = os.dup(line.fileno())
             stack.callback(os.close, output)
+            killer = threading.Thread(target=self._kill, args=(container,))
             wiring = Wiring(
                 input_fd=line.fileno(),
                 end_input=lambda: _half_close(line),
                 outputs={output: streams.add},
                 exit_fd=None,
                 usage=_Gauge(self._api, container).read,
-                kill=lambda: self._kill(container),
+                # The daemon answers once it has got rid of the output, for which we must go on reading.
+                kill=killer.start,
             )
             self._api.start(container)
             ending = supervise(wiring, job.stdin, job.limits)
+            with contextlib.suppress(OSError):
+                line.shutdown(socket.SHUT_RDWR)
+            killer.join()
             self._api.wait(container, timeout=_ANSWER_S)
             state = self._api.inspect_container(container)["State"]
         stderr, report = streams.report(mark)
@@ -107,7 +113,9 @@ class Docker:
         host_config = self._api.create_host_config(
             network_mode="none",
             read_only=True,
-            tmpfs={"/tmp": f"rw,nosuid,nodev,exec,mode=1777,uid={_JOB_ID},gid={_JOB_ID},size={max(1, limits.tmp_bytes)}"},
+            tmpfs={
+                "/tmp": f"rw,nosuid,nodev,exec,mode=1777,uid={_JOB_ID},gid={_JOB_ID},size={max(1, limits.tmp_bytes)}"
+            },
             shm_size=max(1, min(_SHARED_BYTES, limits.tmp_bytes)),
             ipc_mode="private",
             mounts=[{"Type": "volume", "Target": JOB_FOLDER}],
@@ -224,7 +232,7 @@ class _Gauge:
         kind = "total_" if "total_inactive_file" in detail else ""
         files = detail.get(f"{kind}inactive_file", 0) + detail.get(f"{kind}active_file", 0)
         nanoseconds = told["cpu_stats"]["cpu_usage"]["total_usage"]
-        return Usage(nanoseconds / 1e9, max(0, memory["usage"] - files - _LAUNCHER_BYTES))
+        return Usage(nanoseconds / 1e9, max(0, memory["usage"] - files - _LAUNCHER_BYTES), 0)  # the daemon counts
 
 
 def _half_close(line: socket.socket) -> None:

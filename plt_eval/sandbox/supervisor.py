@@ -41,7 +41,7 @@ class Collector:
 class Wiring:
     """How a supervisor reaches a job: where its standard input goes (and how to end it), who takes what is
     read from which descriptor, and a descriptor that becomes readable when the job has ended (None: it has ended
-    once every output has). `kill` must end everything that could still write; it may be called twice."""
+    once every output has). `kill`, called once, must end everything that could still write."""
 
     input_fd: int
     end_input: Callable[[], None]
@@ -53,7 +53,8 @@ class Wiring:
 
 @dataclass(frozen=True)
 class Ending:
-    """How the supervision ended, `limit` naming the limit that did it."""
+    """How the supervision ended, `limit` naming the limit that did it. It names none, as if the job had been killed
+    by somebody, for too many processes: most kernels refuse those to begin with."""
 
     limit: SandboxStatus | None
     wall_s: float
@@ -72,6 +73,7 @@ class _Supervision:
         self.cpu_s: float | None = None
         self.peak: int | None = None
         self.poll_s = POLL_S
+        self.too_many = False  # where the kernel does not hold the job to its number of processes
 
     def run(self) -> Ending:
         with self.selector:
@@ -93,7 +95,7 @@ class _Supervision:
     def _watch(self) -> None:
         """Until the job ends or a limit is passed."""
         deadline, next_look = self.start + self.limits.wall_s, self.start
-        while self.limit is None:
+        while self.limit is None and not self.too_many:
             now = time.monotonic()
             if now >= deadline:
                 self.limit = "wall_limit"
@@ -135,6 +137,7 @@ class _Supervision:
             self.limit = "memory_limit"
         elif usage.cpu_s > self.limits.cpu_s:
             self.limit = "cpu_limit"
+        self.too_many = usage.processes > self.limits.processes
 
     def _read(self, fd: int) -> None:
         try:

@@ -50,6 +50,7 @@ class UnsafeSubprocess:
                     [],
                     stack,
                 )
+                stack.callback(_kill_group, launched)
                 proc = os.open("/proc", _FOLDER)
                 stack.callback(os.close, proc)
             except SandboxError as error:

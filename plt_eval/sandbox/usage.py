@@ -12,10 +12,12 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True)
 class Usage:
-    """Seconds of processor time and bytes of memory, of all processes of a job together."""
+    """Seconds of processor time and bytes of memory, of all processes of a job together, and how many there are,
+    each thread counted, as the kernel does."""
 
     cpu_s: float
     memory: int
+    processes: int
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class _Process:
     started: str
     own_ticks: int
     waited_ticks: int  # of children that ended and were waited for
+    threads: int
     resident: int
 
 
@@ -60,7 +63,7 @@ class ProcessMeter:
             # Processes that end while they are added up shift their shares to the others: look again.
             memory = min(memory, self._memory(self._look_at_all(), memory_limit))
         self._peak = max(self._peak, memory)
-        return Usage(self._ticks * _TICK_S, memory)
+        return Usage(self._ticks * _TICK_S, memory, sum(process.threads for process in processes))
 
     def _look_at_all(self) -> list[_Process]:
         return [found for pid in self.pids() if (found := self._look(pid)) is not None]
@@ -89,7 +92,7 @@ class ProcessMeter:
         if len(fields) < 22:
             return None
         own, waited = int(fields[11]) + int(fields[12]), int(fields[13]) + int(fields[14])
-        return _Process(pid, fields[19].decode(), own, waited, int(fields[21]) * _PAGE)
+        return _Process(pid, fields[19].decode(), own, waited, int(fields[17]), int(fields[21]) * _PAGE)
 
     def _proportional(self, process: _Process) -> int:
         try:
