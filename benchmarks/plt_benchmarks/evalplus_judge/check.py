@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import os
+import pickle
 import types
 import zlib
 from collections.abc import Callable, Sequence
@@ -36,13 +37,14 @@ class Request:
     atol: float
     expected: Path
     inputs: Sequence[Any]
-    outputs: Sequence[bytes]
+    outputs: Sequence[bytes | pickle.PickleBuffer]
     every_test: bool = False
 
 
-def write_expected(path: Path, values: Sequence[bytes], times: Sequence[float]) -> None:
+def write_expected(path: Path, values: Sequence[bytes | memoryview], times: Sequence[float]) -> None:
     """Store encoded expected outputs and their reference times (seconds); atomic. Raises OSError."""
-    body = zlib.compress(b"".join(values), 1)
+    packer = zlib.compressobj(1)
+    body = b"".join([*map(packer.compress, values), packer.flush()])
     head = {"sizes": list(map(len, values)), "times": list(times), "sha256": hashlib.sha256(body).hexdigest()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
@@ -114,7 +116,7 @@ def check(request: Request) -> str:
     global _replay
     import evalplus.eval as official
 
-    outputs = map(decode, request.outputs)
+    outputs = (decode(memoryview(output)) for output in request.outputs)
     entry_point, atol = request.entry_point, request.atol
     expected: Sequence[Any]
     if request.every_test:

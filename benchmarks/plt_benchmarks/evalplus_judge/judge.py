@@ -1,7 +1,7 @@
 """A process that compares outputs: `python -m plt_benchmarks.evalplus_judge.judge`.
 
-It reads length-prefixed pickled requests from its standard input (they come from the harness; what a candidate
-wrote is in them only as bytes) and answers each with one line of JSON, {"status": "pass"} or {"error": "..."}.
+It reads pickled requests from its standard input (they come from the harness; what a candidate wrote comes beside
+the pickle, as bytes) and answers each with one line of JSON, {"status": "pass"} or {"error": "..."}.
 evalplus is imported once; every request is then judged in a process forked for it, so nothing is left of one
 request in the next.
 """
@@ -49,16 +49,28 @@ def _prepare() -> None:
     os.environ["EVALPLUS_MAX_MEMORY_BYTES"] = str(MEMORY if free else -1)
 
 
-def _read_request(stream: BinaryIO) -> bytes | None:
-    head = stream.read(LENGTH.size)
-    if len(head) < LENGTH.size:
+def _read_request(stream: BinaryIO) -> list[bytes] | None:
+    """A pickle and the buffers that belong to it; None at the end of the stream."""
+    try:
+        count = _read_length(stream)
+        return [_read(stream, _read_length(stream)) for _ in range(count + 1)]
+    except EOFError:
         return None
-    size = LENGTH.unpack(head)[0]
+
+
+def _read_length(stream: BinaryIO) -> int:
+    length: int = LENGTH.unpack(_read(stream, LENGTH.size))[0]
+    return length
+
+
+def _read(stream: BinaryIO, size: int) -> bytes:
     content = stream.read(size)
-    return content if len(content) == size else None
+    if len(content) < size:
+        raise EOFError
+    return content
 
 
-def _judge(content: bytes) -> dict[str, Any]:
+def _judge(content: list[bytes]) -> dict[str, Any]:
     """Judge one request in a child process."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
     child = multiprocessing.Process(target=_answer, args=(content, sender))
@@ -74,14 +86,14 @@ def _judge(content: bytes) -> dict[str, Any]:
     return answer or {"error": f"the comparison died (exit code {child.exitcode})"}
 
 
-def _answer(content: bytes, sender: Connection) -> None:
+def _answer(content: list[bytes], sender: Connection) -> None:
     from plt_benchmarks.evalplus_judge.check import check
 
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 10))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     gc.disable()  # nothing here makes cycles, and looking for them in millions of tuples takes long
     try:
-        answer = {"status": check(pickle.loads(content))}
+        answer = {"status": check(pickle.loads(content[0], buffers=content[1:]))}
     except Exception as error:
         answer = {"error": f"{type(error).__name__}: {error}"[:500]}
     sender.send_bytes(json.dumps(answer).encode())

@@ -106,12 +106,12 @@ class Oracle:
         for name, outcome in transcript.sets.items():
             if outcome.ended != "complete":
                 raise JudgingError(f"{problem.task_id}: its reference solution does not run on {name} ({outcome.why})")
-            values = [_expected_value(problem, bytes(output)) for output in outcome.outputs]
+            values = [_expected_value(problem, output) for output in outcome.outputs]
             path = self._store(problem, name, values, outcome.times)
             computed[name] = Expected(path, sum(map(len, values)), outcome.times)
         return computed
 
-    def _store(self, problem: Problem, name: str, values: list[bytes], times: list[float]) -> Path:
+    def _store(self, problem: Problem, name: str, values: list[bytes | memoryview], times: list[float]) -> Path:
         path = self._path(problem, name, self._folder)
         try:
             write_expected(path, values, times)
@@ -124,7 +124,7 @@ class Oracle:
         return path
 
 
-def _expected_value(problem: Problem, output: bytes) -> bytes:
+def _expected_value(problem: Problem, output: memoryview) -> bytes | memoryview:
     kind = kind_of(output)
     if problem.not_none:
         return encode(kind != Kind.NONE)

@@ -39,12 +39,15 @@ class Judge:
 
     def check(self, request: Request) -> str:
         """The official status of one set of outputs."""
-        content = pickle.dumps(request)
+        outputs: list[pickle.PickleBuffer] = []
+        content = pickle.dumps(request, protocol=5, buffer_callback=outputs.append)
         stdin = self._process.stdin
         assert stdin is not None
         try:
-            stdin.write(LENGTH.pack(len(content)))
-            stdin.write(content)
+            stdin.write(LENGTH.pack(len(outputs)))
+            for part in (content, *(output.raw() for output in outputs)):
+                stdin.write(LENGTH.pack(len(part)))
+                stdin.write(part)
             stdin.flush()
         except OSError:
             self._fail("died")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -96,7 +97,7 @@ class EvalPlusScorer:
             atol=problem.atol,
             expected=expected[name].path,
             inputs=problem.inputs[name],
-            outputs=[bytes(output) for output in outcome.outputs],
+            outputs=[pickle.PickleBuffer(output) for output in outcome.outputs],
             every_test=problem.task_id == "HumanEval/32" and problem.entry_point == "find_zero",
         )
         try:

@@ -1,0 +1,44 @@
+"""Suites by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from plt_benchmarks.protocols import SuiteError
+from plt_benchmarks.registry import all_suites, get_suite, suite_names
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("code", ["humaneval", "mbpp"]),
+        ("humaneval", ["humaneval"]),
+        ("HumanEval+", ["humaneval"]),
+        ("mbpp", ["mbpp"]),
+        ("MBPP+", ["mbpp"]),
+    ],
+)
+def test_known_names(name: str, found: list[str]) -> None:
+    assert [suite.name for suite in get_suite(name)] == found
+
+
+def test_an_unknown_name_suggests_its_neighbours() -> None:
+    with pytest.raises(SuiteError, match=r"unknown suite 'humanevl' \(did you mean humaneval"):
+        get_suite("humanevl")
+
+
+def test_a_name_without_neighbours_lists_all() -> None:
+    with pytest.raises(SuiteError) as caught:
+        get_suite("xyzzy")
+    assert "did you mean" not in str(caught.value)
+    assert all(name in str(caught.value) for name in suite_names())
+
+
+def test_every_suite_is_listed_once_and_describes_itself() -> None:
+    suites = all_suites()
+    assert len({suite.name for suite in suites}) == len(suites)
+    for suite in suites:
+        assert suite.summary
+        assert "\n" not in suite.summary
+        assert suite.version
+        assert suite.extra == "code"
