@@ -62,7 +62,9 @@ class Bubblewrap:
         self._program, version = _find_bubblewrap()
         self._as_root = _is_full_root()
         self._counter = itertools.count()
-        self._python = os.path.abspath(sys.executable)
+        self._python = os.path.abspath(sys.executable or "python")
+        if not os.access(self._python, os.X_OK):
+            raise SandboxError(f"the running Python has no program that a job could use, found {self._python}")
         self._limit_is_per_namespace = _kernel() >= (5, 14)
         self._mounts = system_mounts()
         self._filter = deny_list(os.uname().machine)
@@ -75,16 +77,10 @@ class Bubblewrap:
     def run(self, job: SandboxJob) -> SandboxOutcome:
         """Run `job` to its end. Thread-safe. Raises SandboxError when the sandbox cannot start."""
         with contextlib.ExitStack() as stack:
-            inherited: list[int] = []
             try:
-                arguments, identity = self._arguments(job, inherited)
-                # An ordinary user's launcher counts against the same limit as the job.
-                limits = limits_text(job.limits, job.limits.processes + self._uncounted())
-                inside = [identity, limits, self._python, "-I", DRIVER]
                 launched = Launched(
-                    lambda fd: [*arguments, self._python, *BARE_PYTHON, LAUNCHER, f"fd:{fd}", *inside],
+                    lambda channel, inherited: self._command(job, channel, inherited),
                     environment(f"{os.path.dirname(self._python)}:/usr/local/bin:/usr/bin:/bin"),
-                    inherited,
                     stack,
                 )
                 meter = _meter(launched.pid, stack)
@@ -96,9 +92,8 @@ class Bubblewrap:
             cpu_s = launched.reap()
         return outcome(ending, out, err, report, job.limits, 0.0 if report else cpu_s)
 
-    def _arguments(self, job: SandboxJob, inherited: list[int]) -> tuple[list[str], str]:
-        """bubblewrap's command line, and the identity that the job takes. Appends the descriptors that the
-        command line names to `inherited`."""
+    def _command(self, job: SandboxJob, channel: int, inherited: list[int]) -> list[str]:
+        """The whole command line. Appends the descriptors that it names to `inherited`."""
         identity = "keep"
         arguments = [self._program, *self._namespaces, "--die-with-parent", "--new-session", "--as-pid-1"]
         arguments += ["--hostname", "sandbox", "--cap-drop", "ALL"]
@@ -112,7 +107,10 @@ class Bubblewrap:
         files |= _accounts(identity if self._as_root else str(_INSIDE_ID))
         for place, content in files.items():
             arguments += ["--perms", "0444", "--file", _memory_file(content, inherited), place]
-        return [*arguments, "--remount-ro", "/", "--chdir", WORK, "--"], identity
+        arguments += ["--remount-ro", "/", "--chdir", WORK, "--", self._python, *BARE_PYTHON, LAUNCHER]
+        # An ordinary user's launcher counts against the same limit as the job.
+        limits = limits_text(job.limits, job.limits.processes + self._uncounted())
+        return [*arguments, f"fd:{channel}", identity, limits, self._python, "-I", DRIVER]
 
     def _uncounted(self) -> int:
         """Processes that are no part of the job but count against its limit."""

@@ -65,11 +65,20 @@ def outcome(
     status, exit_code, peak = ending.limit or "exited", None, ending.peak_memory
     cpu_s = max(cpu_s, ending.cpu_s or 0.0)
     if status == "exited":
-        # No report: the job ended its own sandbox, as if it had been killed.
-        code, cpu_ms, resident = (int(word) for word in report.split()) if report else (-signal.SIGKILL, 0, 0)
-        exit_code, cpu_s, peak = code, max(cpu_s, cpu_ms / 1000), max(peak or 0, resident)
+        exit_code, reported_s, resident = _read_report(report)
+        cpu_s, peak = max(cpu_s, reported_s), max(peak or 0, resident)
         if resident > limits.memory:
             status, exit_code = "memory_limit", None
-        elif code in (-signal.SIGXCPU, -signal.SIGKILL) and cpu_s > limits.cpu_s:
+        elif exit_code in (-signal.SIGXCPU, -signal.SIGKILL) and cpu_s > limits.cpu_s:
             status, exit_code = "cpu_limit", None
     return SandboxOutcome(status, exit_code, stdout, stderr, ending.wall_s, cpu_s, peak)
+
+
+def _read_report(report: bytes) -> tuple[int, float, int]:
+    """The launcher's exit code, processor time in seconds, and largest process in bytes. What is no report, or none
+    at all, is of a job that ended or broke its own launcher: as if it had been killed."""
+    try:
+        exit_code, cpu_ms, resident = (int(word) for word in report.split())
+    except ValueError:
+        return -signal.SIGKILL, 0.0, 0
+    return exit_code, max(0, cpu_ms) / 1000, max(0, resident)

@@ -35,24 +35,23 @@ class Launched:
     """A launcher that is ready and waits for the word to go. Everything that it holds is put away with `stack`,
     and whatever is still running is killed then.
 
-    `command` is given the number of the launcher's end of the channel; the descriptors in `inherited` go to the
-    new process and are closed here. Raises CannotStart.
+    `command` is given the number of the launcher's end of the channel, and a list to which it adds further
+    descriptors for the new process; all of them are closed here. Raises CannotStart.
     """
 
     def __init__(
         self,
-        command: Callable[[int], list[str]],
+        command: Callable[[int, list[int]], list[str]],
         env: Mapping[str, str],
-        inherited: list[int],
         stack: contextlib.ExitStack,
     ) -> None:
         self.channel, theirs = socket.socketpair()
         stack.enter_context(self.channel)
         self.channel.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        inherited.append(theirs.detach())
+        inherited = [theirs.detach()]
         try:
             self.process = subprocess.Popen(
-                command(inherited[-1]),
+                command(inherited[0], inherited),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -47,7 +47,7 @@ def start_job(identity: str, limits: str, command: list[str], channel: int) -> i
         os.chdir(os.environ["HOME"])
         os.execvp(command[0], command)
     except BaseException as error:
-        os.write(2, f"cannot start {command[0]}: {error}\n".encode())
+        os.write(2, f"cannot start {command[0]} as user {os.getuid()}: {error}\n".encode())
     os._exit(127)
 
 

@@ -31,7 +31,8 @@ def system_mounts() -> list[str]:
     for folder in private:
         arguments += ["--tmpfs", str(folder)]
     for prefix in python_folders():
-        if not prefix.is_relative_to("/usr") or any(map(prefix.is_relative_to, private)):
+        seen = prefix == Path("/") or prefix.is_relative_to("/usr")
+        if not seen or any(map(prefix.is_relative_to, private)):
             for part in _PYTHON_PARTS:
                 arguments += _place(prefix / part)
     for folder in private:

@@ -45,9 +45,8 @@ class UnsafeSubprocess:
                 python = os.path.abspath(sys.executable)
                 driver = [python, "-I", str(folder / "driver.py")]
                 launched = Launched(
-                    lambda fd: [python, *BARE_PYTHON, LAUNCHER, f"fd:{fd}", "keep", limits, *driver],
+                    lambda fd, _: [python, *BARE_PYTHON, LAUNCHER, f"fd:{fd}", "keep", limits, *driver],
                     environment(_search_path(python), str(folder / "work"), str(folder / "files")),
-                    [],
                     stack,
                 )
                 stack.callback(_kill_group, launched)

@@ -676,3 +676,29 @@ print(json.dumps(won))
         pytest.skip("the number of the clone call is that of x86_64")
     assert json.loads(said(attack(sandbox, program))) == []
     assert json.loads(said(attack(no_sandbox, program))) == ["unshare", "clone"]
+
+
+def test_a_broken_launcher_is_the_jobs_own_loss(sandbox: Sandbox) -> None:
+    """An ordinary user's job has the same user id as its launcher, and may write into its memory."""
+    program = """
+import re
+hit = False
+try:
+    with open("/proc/1/maps") as maps, open("/proc/1/mem", "r+b", buffering=0) as memory:
+        for line in maps:
+            found = re.match(r"([0-9a-f]+)-([0-9a-f]+) rw", line)
+            if found:
+                start, end = (int(text, 16) for text in found.groups())
+                memory.seek(start)
+                memory.write(bytes(end - start))
+                hit = True
+except OSError:
+    pass
+print("hit" if hit else "refused", flush=True)
+"""
+    outcome = attack(sandbox, program)
+    assert outcome.status == "exited"
+    assert outcome.exit_code in (0, -9)
+    if os.geteuid() == 0 and type(sandbox).__name__ == "Bubblewrap":
+        assert outcome.stdout == b"refused\n"
+    assert said(attack(sandbox, "print('still works')")) == "still works"

@@ -225,6 +225,8 @@ def test_nothing_leaks(any_sandbox: Sandbox) -> None:
     before = left()
     for job in jobs:
         any_sandbox.run(job)
+    with pytest.raises(ValueError, match="base name"):
+        any_sandbox.run(SandboxJob("", files={"a": b"", "b/c": b""}))
     after = left()
     if any_sandbox.name == "docker":  # the client keeps some connections open for the next time
         assert after[0] <= before[0] + 3
