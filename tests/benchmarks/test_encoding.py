@@ -226,12 +226,8 @@ def test_doubling_structures_end() -> None:
     value: list[Any] = [0]
     for _ in range(60):
         value = [value, value]
-    limit = encoding.MAX_ITEMS
-    try:
-        encoding.MAX_ITEMS = 1 << 16
-        assert isinstance(decode(encode(value)), Opaque)
-    finally:
-        encoding.MAX_ITEMS = limit
+    assert isinstance(decode(b"".join(encoding.encode_parts(value, 1 << 16))), Opaque)
+    assert decode(b"".join(encoding.encode_parts([[0] * 50] * 50, 1 << 16))) == [[0] * 50] * 50
 
 
 NUMPY_VALUES = [

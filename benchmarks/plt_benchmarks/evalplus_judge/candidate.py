@@ -103,13 +103,14 @@ def _job(candidate: Candidate, sets: Sequence[TestSet]) -> SandboxJob:
             "cpu_s": tests.total_s,
             "wall_s": _wall(tests.total_s),
             "encode_cpu_s": ENCODE_CPU_S,
-            "iterate": candidate.iterate,
         }
         for tests in sets
     ]
     plan = {
         "text": candidate.text,
         "entry_point": candidate.entry_point,
+        "iterate": candidate.iterate,
+        "output_bytes": candidate.output_bytes,
         "sanitize": candidate.sanitize,
         "sanitize_cpu_s": SANITIZE_CPU_S,
         "sanitize_wall_s": _wall(SANITIZE_CPU_S),

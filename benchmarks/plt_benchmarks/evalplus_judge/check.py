@@ -29,13 +29,15 @@ WALL_S = 3600.0
 
 @dataclass(frozen=True)
 class Request:
-    """Outputs of a complete set of tests, and the file with the expected ones. `every_test` has the official find_zero
-    oracle decide every test, where the official loop forgets to record its success."""
+    """Outputs of a complete set of tests, and the file with the expected ones, which hold `expected_size` bytes.
+    `every_test` has the official find_zero oracle decide every test, where the official loop forgets to record its
+    success."""
 
     dataset: str
     entry_point: str
     atol: float
     expected: Path
+    expected_size: int
     inputs: Sequence[Any]
     outputs: Sequence[bytes | pickle.PickleBuffer]
     every_test: bool = False

@@ -97,7 +97,7 @@ class _Reader:
         if kind in _BUILDERS:
             build = _BUILDERS[kind]
             lengths, items = self.nested(count, depth)
-            if kind == Kind.TUPLE and lengths[0] and min(lengths) == max(lengths):
+            if kind == Kind.TUPLE and 0 < lengths[0] < 1000 and min(lengths) == max(lengths):
                 return zip(*[items] * lengths[0], strict=False)  # each row takes its items from the one iterator
             return (build(islice(items, n)) for n in lengths)
         if kind in _MAPPING_BUILDERS:

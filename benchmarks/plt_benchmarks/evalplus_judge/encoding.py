@@ -88,15 +88,15 @@ def encode(value: object) -> bytes:
     return b"".join(encode_parts(value))
 
 
-def encode_parts(value: object) -> list[bytes]:
-    """`encode` in pieces, for large values."""
+def encode_parts(value: object, max_items: int = MAX_ITEMS) -> list[bytes]:
+    """`encode` in pieces, for large values; with more than `max_items` inside it is Opaque."""
     head = bytes([CODEC_VERSION])
     try:
         parts = [head]
-        _Encoder(parts).column(lambda: iter((value,)), 1, 0)
+        _Encoder(parts, max_items).column(lambda: iter((value,)), 1, 0)
     except (_TooMuch, RecursionError):
         parts = [head]
-        _Encoder(parts).column(lambda: iter((Opaque("too deep or too large"),)), 1, 0)
+        _Encoder(parts, MAX_ITEMS).column(lambda: iter((Opaque("too deep or too large"),)), 1, 0)
     return parts
 
 
@@ -175,13 +175,13 @@ _Source = Callable[[], Iterator[Any]]  # starts the same values over; a column m
 
 
 class _Encoder:
-    def __init__(self, parts: list[bytes]) -> None:
+    def __init__(self, parts: list[bytes], max_items: int) -> None:
         self.parts = parts
-        self.items = 0
+        self.items_left = min(max_items, MAX_ITEMS)
 
     def column(self, source: _Source, count: int, depth: int) -> None:
-        self.items += count
-        if depth > MAX_DEPTH or self.items > MAX_ITEMS:
+        self.items_left -= count
+        if depth > MAX_DEPTH or self.items_left < 0:
             raise _TooMuch
         if not count:
             return

@@ -22,8 +22,8 @@ from typing import Any, BinaryIO
 
 CPU_S = 300
 """Processor time of one comparison, decoding included; a candidate could make its outputs slow to decode."""
-MEMORY = 8 << 30
-"""Address space of a comparison: the largest expected output takes over 1 GiB, and so does a candidate's."""
+MEMORY, MEMORY_PER_BYTE = 1 << 30, 16
+"""Address space of a comparison, besides what the process has: so much, and so much for each encoded byte."""
 
 LENGTH = struct.Struct("<Q")
 
@@ -43,10 +43,8 @@ def main() -> None:
 def _prepare() -> None:
     multiprocessing.set_start_method("fork")
     os.environ.pop("EVALPLUS_TIMEOUT_PER_TASK", None)  # the official code cannot take it
-    # A hard limit on the stack below the limit that the official code sets would make it fail everything.
-    hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
-    free = hard == resource.RLIM_INFINITY or hard >= MEMORY
-    os.environ["EVALPLUS_MAX_MEMORY_BYTES"] = str(MEMORY if free else -1)
+    for library in ("OMP", "OPENBLAS", "MKL"):
+        os.environ[f"{library}_NUM_THREADS"] = "1"
 
 
 def _read_request(stream: BinaryIO) -> list[bytes] | None:
@@ -87,16 +85,28 @@ def _judge(content: list[bytes]) -> dict[str, Any]:
 
 
 def _answer(content: list[bytes], sender: Connection) -> None:
-    from plt_benchmarks.evalplus_judge.check import check
+    from plt_benchmarks.evalplus_judge.check import Request, check
 
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 10))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     gc.disable()  # nothing here makes cycles, and looking for them in millions of tuples takes long
     try:
-        answer = {"status": check(pickle.loads(content[0], buffers=content[1:]))}
+        request: Request = pickle.loads(content[0], buffers=content[1:])
+        _bound_memory(request.expected_size + sum(map(len, content)))
+        answer = {"status": check(request)}
     except Exception as error:
         answer = {"error": f"{type(error).__name__}: {error}"[:500]}
     sender.send_bytes(json.dumps(answer).encode())
+
+
+def _bound_memory(size: int) -> None:
+    """Have the official code bound this process to what `size` bytes of encoded values may need. A hard limit below
+    that would make the official code fail; then it is bound already, and not again."""
+    with open("/proc/self/statm") as file:
+        held = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    limit = held + MEMORY + MEMORY_PER_BYTE * size
+    hard = [resource.getrlimit(kind)[1] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_STACK)]
+    free = all(bound == resource.RLIM_INFINITY or bound >= limit for bound in hard)
+    os.environ["EVALPLUS_MAX_MEMORY_BYTES"] = str(limit if free else -1)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ class Judge:
         assert stdin is not None
         try:
             stdin.write(LENGTH.pack(len(outputs)))
-            for part in (content, *(output.raw() for output in outputs)):
+            for part in (memoryview(content), *(output.raw() for output in outputs)):
                 stdin.write(LENGTH.pack(len(part)))
                 stdin.write(part)
             stdin.flush()

@@ -96,6 +96,7 @@ class EvalPlusScorer:
             entry_point=problem.entry_point,
             atol=problem.atol,
             expected=expected[name].path,
+            expected_size=expected[name].size,
             inputs=problem.inputs[name],
             outputs=[pickle.PickleBuffer(output) for output in outcome.outputs],
             every_test=problem.task_id == "HumanEval/32" and problem.entry_point == "find_zero",
