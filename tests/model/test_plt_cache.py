@@ -47,7 +47,7 @@ def read(model: PLTForCausalLM, ids: list[int], starts: list[int], cache: PLTCac
 @quick(60)
 def test_any_chunking(data: st.DataObject) -> None:
     settings = tiny(
-        **MODES[data.draw(st.sampled_from(list(MODES)))],
+        **MODES[data.draw(st.sampled_from(["plt", "plt", "plt", *MODES]))],
         plt_num_loops=data.draw(st.sampled_from(LOOPS)),
         plt_window_size=[data.draw(st.sampled_from([0, 1, 3, 5, 64])), 0],
         plt_normalize_per_loop=data.draw(st.booleans()),
@@ -96,11 +96,13 @@ def test_a_faulty_cache_would_show(loops: int, mistake: str) -> None:
     assert (read(model, ids, starts) - wrong).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("gate", [True, False], ids=["gate-hidden", "gate-query"])
+@pytest.mark.parametrize("normalize", [True, False], ids=["norm", "raw"])
 @pytest.mark.parametrize("loops", LOOPS, ids="R{}".format)
-def test_states_and_gates_of_a_step(loops: int, backend: str) -> None:
+def test_states_and_gates_of_a_step(loops: int, normalize: bool, gate: bool) -> None:
     """One trip with R rows reports the passes as R trips do."""
-    settings = tiny(plt_num_loops=loops)
+    settings = tiny(plt_num_loops=loops, plt_normalize_per_loop=normalize, plt_gate_use_hidden_states=gate)
+    backend = "sdpa" if normalize == gate else "eager"
     model = build(settings, backend=backend)
     ids = tokens(8)
     trace = reference_of(model, settings).run(ids)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from plt_cases import FIXTURES, assert_close, build, fixture, row, tiny, tokens
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from plt_model.export import export_for_transformers
 from plt_model.loading import load_model
@@ -62,8 +62,6 @@ OURS = ["plt_model", "plt_eval", "plt_benchmarks", "plt_diagnostics"]
 
 def run_elsewhere(folders: list[Path], ids: list[int], tmp_path: Path) -> dict[str, torch.Tensor]:
     """Logits and greedy text of each folder, from an isolated interpreter without site files or environment."""
-    from safetensors.torch import load_file
-
     packages = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     assert packages
     home = tmp_path / "home"
@@ -143,6 +141,25 @@ def test_what_is_written(tmp_path: Path) -> None:
     with torch.no_grad():
         ids = row(tokens(9))
         assert torch.equal(load_model(out)(ids).logits, load_model(source)(ids).logits)
+
+
+def test_the_older_spelling_is_written_in_the_present_one(tmp_path: Path) -> None:
+    """In the files and in their index, which still agree."""
+    case = fixture("a_r2_w4")
+    source, out = tmp_path / "source", tmp_path / "out"
+    load_model(case.folder).save_pretrained(source, max_shard_size="100KB")
+    index = source / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace(".plt_gate.", ".loop_gate_proj."))
+    for file in source.glob("*.safetensors"):
+        held = {name.replace(".plt_gate.", ".loop_gate_proj."): w for name, w in load_file(file).items()}
+        save_file(held, file, metadata={"format": "pt"})
+    export_for_transformers(source, out)
+    written = {name: file.name for file in sorted(out.glob("*.safetensors")) for name in load_file(file)}
+    assert set(written) == set(case.weights)
+    assert json.loads((out / index.name).read_text())["weight_map"] == written
+    for file in out.glob("*.safetensors"):
+        for name, weight in load_file(file).items():
+            assert torch.equal(weight, case.weights[name])
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:

@@ -92,6 +92,20 @@ def test_the_carried_vectors_keep_the_models_type(dtype: torch.dtype) -> None:
                 assert cache.carry.dtype == kind
 
 
+@pytest.mark.parametrize("decode", [False, True], ids=["forward", "decode"])
+def test_large_states_do_not_overflow_in_float16(decode: bool) -> None:
+    """The square of a state may not fit into float16: norms are computed in float32."""
+    found = []
+    for dtype in (torch.float16, torch.float32):
+        model = build(tiny(), dtype=dtype, backend="sdpa")
+        with torch.no_grad():
+            model.model.embed_tokens.weight.mul_(400)
+            ids = row(tokens(9))
+            found.append((token_by_token(model, ids) if decode else model(ids).logits).float())
+    assert found[0].isfinite().all()
+    assert (found[0] - found[1]).abs().mean() < 0.05 * found[1].std()
+
+
 @DTYPES
 def test_half_precision_trains(dtype: torch.dtype) -> None:
     model = build(tiny(), dtype=dtype, backend="sdpa").train()

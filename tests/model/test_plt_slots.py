@@ -99,6 +99,22 @@ def test_the_other_request_is_left_as_it_was() -> None:
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("then", ["step", "chunk", "replace", "reorder"])
+def test_a_cache_filled_in_inference_mode_goes_on_outside(then: str) -> None:
+    """What inference_mode made must not be written in place."""
+    settings = tiny()
+    slots = Slots(build(settings, backend="sdpa"), settings)
+    with torch.inference_mode():
+        slots.start([6, 4], [])
+    if then == "replace":
+        slots.replace(1, 3)
+    elif then == "reorder":
+        slots.reorder([1, 0])
+    slots.append(3 if then == "chunk" else 1)
+    slots.append(1)
+    slots.check_carry()
+
+
 def test_replace_row_refuses_what_it_cannot_take() -> None:
     model = build(tiny())
     batch, pair = PLTCache(model.config), PLTCache(model.config)

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from plt_model import PLTCache, PLTConfig, PLTForCausalLM
 
+pytestmark = pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
+
 IGNORE = -100
 
 
