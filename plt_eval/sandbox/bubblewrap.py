@@ -192,14 +192,25 @@ def _kernel() -> tuple[int, ...]:
 
 
 def _is_full_root() -> bool:
-    """Whether this is root with the rights to set a sandbox up, in a namespace that knows all user ids."""
+    """Whether this is root with the rights to set a sandbox up, in a namespace that knows all user ids.
+
+    Raises SandboxError for a root that lacks them: it could still have a user namespace, as ordinary users do, but
+    the kernel would not hold its jobs to their number of processes.
+    """
     if os.geteuid() != 0:
         return False
     found = re.search(r"^CapEff:\s*(\w+)", Path("/proc/self/status").read_text(), re.MULTILINE)
     held = int(found[1], 16) if found else 0
-    maps = (Path(f"/proc/self/{kind}_map").read_text().split() for kind in ("uid", "gid"))
-    all_ids = all(words == ["0", "0", str(2**32 - 1)] for words in maps)
-    return all_ids and all(held >> bit & 1 for bit in _ROOT_CAPABILITIES)
+    uids, gids = (Path(f"/proc/self/{kind}_map").read_text().split() for kind in ("uid", "gid"))
+    all_ids = uids == gids == ["0", "0", str(2**32 - 1)]
+    if all_ids and all(held >> bit & 1 for bit in _ROOT_CAPABILITIES):
+        return True
+    if uids[:2] == ["0", "0"]:
+        raise SandboxError(
+            "bubblewrap cannot start: root lacks the rights that it takes (SYS_ADMIN, NET_ADMIN, SETUID, SETGID, "
+            f"SETPCAP): run as an ordinary user, start the container with --privileged ({_OTHERWISE})"
+        )
+    return False
 
 
 def _explain(said: str) -> str:

@@ -100,6 +100,18 @@ def test_user_namespaces_are_forbidden() -> None:
     assert "user.max_user_namespaces=10000" in last
 
 
+def test_root_without_the_rights() -> None:
+    """The kernel never holds root to a number of processes: without the right to give it up, no sandbox."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can be root without rights")
+    script = "from plt_eval.sandbox import open_sandbox\nopen_sandbox('bubblewrap')"
+    command = ["setpriv", "--bounding-set=-sys_admin", sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert "--sandbox bubblewrap: bubblewrap cannot start: root lacks the rights" in last
+    assert "run as an ordinary user" in last
+
+
 def test_python_that_a_job_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     assert "/nonexistent/python" in one_line("bubblewrap")
