@@ -120,6 +120,11 @@ class JudgePool:
         judge.close()
         return status
 
+    def idle_pids(self) -> list[int]:
+        """The processes that wait for work."""
+        with self._lock:
+            return [judge.pid for judge in self._idle]
+
     def _take(self) -> Judge:
         with self._lock:
             if self._closed:
