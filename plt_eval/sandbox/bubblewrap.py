@@ -102,7 +102,8 @@ class Bubblewrap:
             arguments += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
         if self._filter is not None:
             arguments += ["--seccomp", _memory_file(self._filter, inherited)]
-        arguments += [*self._mounts, *_private_mounts(job.limits.tmp_bytes), "--dir", FILES]
+        # The system comes second: a Python that lives below /tmp is put into the private one.
+        arguments += [*_private_mounts(job.limits.tmp_bytes), *self._mounts, "--dir", FILES]
         files = {f"{JOB_FOLDER}/{name}": content for name, content in job_files(job).items()}
         files |= _accounts(identity if self._as_root else str(_INSIDE_ID))
         for place, content in files.items():

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from plt_benchmarks.protocols import Sandbox, SandboxError, SandboxJob, SandboxOutcome
+from plt_benchmarks.protocols import Sandbox, SandboxError, SandboxJob, SandboxLimits, SandboxOutcome
 from plt_eval.sandbox import open_sandbox
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 USER_ID = 23456
 # setpriv itself still reads as root; the program that env starts does not.
 BECOME_USER = ("setpriv", f"--reuid={USER_ID}", f"--regid={USER_ID}", "--clear-groups", "env")
+MB = 1 << 20
 TEST_IMAGE = "plt-eval-sandbox-test:latest"
 
 
@@ -98,3 +102,26 @@ def carriers(word: str) -> list[int]:
         if word.encode() in command and state not in "ZX" and int(pid) != os.getpid():
             found.append(int(pid))
     return found
+
+
+def gone(marker: str, within_s: float = 2.0) -> bool:
+    """Whether no process carries `marker` any more, or none does so soon."""
+    deadline = time.monotonic() + within_s
+    while carriers(marker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not carriers(marker)
+
+
+QUICK = SandboxLimits(wall_s=20, cpu_s=20, memory=400 * MB)
+
+
+def attack(sandbox: Sandbox, program: str, *arguments: Any, limits: SandboxLimits = QUICK) -> SandboxOutcome:
+    """Run `program`, which reads its arguments as one line of JSON."""
+    text = f"import json, os, sys\nARGS = json.loads(sys.stdin.readline())\n{program}"
+    return sandbox.run(SandboxJob(text, json.dumps(arguments).encode() + b"\n", limits=limits))
+
+
+def said(outcome: SandboxOutcome) -> str:
+    assert outcome.status == "exited", outcome
+    assert outcome.exit_code == 0, outcome
+    return outcome.stdout.decode().strip()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from sandbox_tools import BECOME_USER, docker_sandbox, user_environment, user_python
+from sandbox_tools import BECOME_USER, carriers, docker_sandbox, user_environment, user_python
 
 from plt_benchmarks.protocols import SandboxJob, SandboxLimits
 from plt_eval.errors import MissingExtra, UserError
@@ -172,8 +173,6 @@ print(child.poll())
 """
     outcome = sandbox.run(SandboxJob(program))
     assert outcome.stdout == b"None\n"
-    from sandbox_tools import carriers
-
     assert carriers(marker) == []
     eater = "block = bytearray(b'x') * (300 << 20)\nimport time\ntime.sleep(5)"
     assert sandbox.run(SandboxJob(eater, limits=SandboxLimits(memory=100 << 20))).status == "memory_limit"
@@ -186,8 +185,6 @@ print(child.poll())
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_filter_is_well_formed(machine: str) -> None:
     """Every jump of the filter lands inside it, and what it ends with is a verdict."""
-    import struct
-
     program = deny_list(machine)
     assert program is not None
     lines = list(struct.iter_unpack("=HBBI", program))

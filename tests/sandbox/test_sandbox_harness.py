@@ -15,6 +15,7 @@ from sandbox_tools import (
     bubblewrap_sandbox,
     carriers,
     docker_sandbox,
+    gone,
     user_environment,
     user_python,
 )
@@ -51,15 +52,6 @@ def wait_for_carriers(marker: str, count: int, but: int) -> list[int]:
             return found
         time.sleep(0.05)
     pytest.fail(f"the jobs did not come up: {carriers(marker)}")
-
-
-def gone(marker: str, within_s: float) -> bool:
-    deadline = time.monotonic() + within_s
-    while carriers(marker):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 def start(command: list[str], name: str, marker: str, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:

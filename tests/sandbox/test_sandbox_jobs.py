@@ -197,7 +197,7 @@ sys.exit(int(text[:20]) % 4)
 
     def one(number: int) -> tuple[object, ...]:
         text = f"{number:020}" + "x" * (number * 1000)
-        outcome = any_sandbox.run(SandboxJob(program, text.encode(), limits=SandboxLimits(wall_s=6)))
+        outcome = any_sandbox.run(SandboxJob(program, text.encode(), limits=SandboxLimits(wall_s=4)))
         return outcome.status, outcome.exit_code, outcome.stdout.decode().split() or outcome.stderr
 
     with ThreadPoolExecutor(8) as pool:
