@@ -40,7 +40,7 @@ def causal_attention(
             _mask(0, queries, keys - queries, 0, keys, None, key_mask_BT, q_BHSK.device),
         )
     if key_mask_BT is None and queries == 1:
-        return attend_all(q_BHSK, k_BGTK, v_BGTK)
+        return attend_all(q_BHSK, k_BGTK, v_BGTK, backend=backend)
     if _flash_serves(backend, q_BHSK, key_mask_BT):
         return _flash(q_BHSK, k_BGTK, v_BGTK, window=-1)
     k_BHTK, v_BHTK = _expand(k_BGTK, q_BHSK), _expand(v_BGTK, q_BHSK)
@@ -67,21 +67,27 @@ def window_attention(
         mask = _mask(0, queries, keys - queries, 0, keys, window, key_mask_BT, q_BHSK.device)
         return _eager(q_BHSK, k_BGTK, v_BGTK, mask)
     if key_mask_BT is None and queries == 1 and keys <= window + 1:
-        return attend_all(q_BHSK, k_BGTK, v_BGTK)
+        return attend_all(q_BHSK, k_BGTK, v_BGTK, backend=backend)
     if _flash_serves(backend, q_BHSK, key_mask_BT):
         return _flash(q_BHSK, k_BGTK, v_BGTK, window)
     return _sliced(q_BHSK, _expand(k_BGTK, q_BHSK), _expand(v_BGTK, q_BHSK), key_mask_BT, window, WINDOW_BLOCK)
 
 
-def attend_all(q_BHSK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, key_mask_BT: Tensor | None = None) -> Tensor:
+def attend_all(
+    q_BHSK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, key_mask_BT: Tensor | None = None, *, backend: str
+) -> Tensor:
     """Every query sees every unpadded key: the passes of one new token against all that came before -> [B, H, S, K].
 
     Heads that share keys are folded into query rows, so the keys are read once for all of them.
     """
     batch, heads, rows, size = q_BHSK.shape
     groups = k_BGTK.shape[1]
-    folded = q_BHSK.reshape(batch, groups, heads // groups * rows, size)
     mask = None if key_mask_BT is None else key_mask_BT[:, None, None, :]
+    if backend == "eager":
+        return _eager(
+            q_BHSK, k_BGTK, v_BGTK, torch.ones((), dtype=torch.bool, device=q_BHSK.device) if mask is None else mask
+        )
+    folded = q_BHSK.reshape(batch, groups, heads // groups * rows, size)
     out = scaled_dot_product_attention(folded, k_BGTK, v_BGTK, attn_mask=mask)
     return out.reshape(batch, heads, rows, size)
 

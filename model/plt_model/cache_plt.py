@@ -50,16 +50,11 @@ class PLTCacheLayer(DynamicLayer):
         valid = min(past, self.window)
         start = self.window - valid
         old_keys, old_values = self.window_keys[:, index], self.window_values[:, index]
-        if self.window:
-            keep = slice(-self.window, None)
-            new_keys = torch.cat([old_keys, keys], dim=-2)[..., keep, :]
-            new_values = torch.cat([old_values, values], dim=-2)[..., keep, :]
-        out_keys = torch.cat([old_keys[..., start:, :], keys], dim=-2)
-        out_values = torch.cat([old_values[..., start:, :], values], dim=-2)
-        if self.window:
-            old_keys.copy_(new_keys)
-            old_values.copy_(new_values)
-        return out_keys, out_values
+        new_keys, new_values = torch.cat([old_keys, keys], dim=-2), torch.cat([old_values, values], dim=-2)
+        kept = new_keys.shape[-2] - self.window
+        self.window_keys = _with(self.window_keys, index, new_keys[..., kept:, :])
+        self.window_values = _with(self.window_values, index, new_values[..., kept:, :])
+        return new_keys[..., start:, :], new_values[..., start:, :]
 
     def update_windows(self, keys: Tensor, values: Tensor, past: int) -> tuple[Tensor, Tensor]:
         """Append one token to all windows at once; keys and values are [B, R-1, G, 1, K].
@@ -71,7 +66,7 @@ class PLTCacheLayer(DynamicLayer):
         start = self.window - min(past, self.window)
         all_keys = torch.cat([self.window_keys, keys], dim=-2)
         all_values = torch.cat([self.window_values, values], dim=-2)
-        self.window_keys, self.window_values = all_keys[..., 1:, :], all_values[..., 1:, :]
+        self.window_keys, self.window_values = all_keys[..., 1:, :].clone(), all_values[..., 1:, :].clone()
         return all_keys[..., start:, :], all_values[..., start:, :]
 
     def _select(self, rows: Tensor) -> None:
@@ -186,6 +181,11 @@ class PLTCache(Cache):
             "carry": [self.carry],
         }
         return {part: sum(t.nbytes for t in ts if t is not None) for part, ts in held.items()}
+
+
+def _with(windows: Tensor, index: int, window: Tensor) -> Tensor:
+    """A copy of [B, R-1, G, w, K] with one pass's window replaced (out of place, for autograd and inference mode)."""
+    return torch.cat([windows[:, :index], window[:, None], windows[:, index + 1 :]], dim=1)
 
 
 def _pad_left(x: Tensor, count: int) -> Tensor:

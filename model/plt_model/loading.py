@@ -80,11 +80,12 @@ def check_weights(folder: Path) -> dict[str, list[int]]:
 
 
 def _check_fit(folder: Path, config: PLTConfig) -> None:
-    """The tensors of the files are those that the configuration asks for. Gates may be absent, and a tied head."""
+    """The tensors of the files are those that the configuration asks for. All gates may be absent, and a tied head."""
     found = check_weights(folder)
     with torch.device("meta"):
         wanted = {name: list(tensor.shape) for name, tensor in PLTForCausalLM(config).state_dict().items()}
-    optional = (".plt_gate.", *(["lm_head."] if config.tie_word_embeddings else []))
+    has_gates = any(".plt_gate." in name for name in found)
+    optional = [*([] if has_gates else [".plt_gate."]), *(["lm_head."] if config.tie_word_embeddings else [])]
     missing = [name for name in wanted if name not in found and not any(part in name for part in optional)]
     if missing:
         raise CheckpointError(

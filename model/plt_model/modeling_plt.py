@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -212,7 +213,7 @@ class PLTDecoderLayer(GradientCheckpointingLayer):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """All passes of one token: q [B, H, R, K], k and v [B, G, R, K], row r being pass r."""
         keys, values = cache.update(k[:, :, :1], v[:, :, :1])
-        global_ = attend_all(q, keys, values, mask)
+        global_ = attend_all(q, keys, values, mask, backend=self.self_attn.backend)
         batch, heads, count, size = q.shape
         if count == 1 or not local:
             return global_, keys, values, None
@@ -221,7 +222,7 @@ class PLTDecoderLayer(GradientCheckpointingLayer):
         seen = own_k.shape[-2]
         q_own = q[:, :, 1:].transpose(1, 2).reshape(batch * (count - 1), heads, 1, size)
         own_mask = None if mask is None else mask[:, -seen:].repeat_interleave(count - 1, dim=0)
-        local_y = attend_all(q_own, own_k.flatten(0, 1), own_v.flatten(0, 1), own_mask)
+        local_y = attend_all(q_own, own_k.flatten(0, 1), own_v.flatten(0, 1), own_mask, backend=self.self_attn.backend)
         local_y = local_y.reshape(batch, count - 1, heads, size).transpose(1, 2)
         gate: Tensor = self.self_attn.plt_gate(x[:, 1:], q[:, :, 1:])
         return (
@@ -460,8 +461,11 @@ class PLTModel(PLTPreTrainedModel):
         carry = cache.carry
         if carry is None:
             carry = embeds.new_zeros(embeds.shape[0], loops - 1, embeds.shape[2])
-        if mask is not None and past:
-            carry = carry * mask[:, past - 1, None, None]
+        if mask is not None:
+            if past:
+                carry = carry * mask[:, past - 1, None, None]
+            # A padded token sees at least itself: a row without any key would be NaN.
+            mask = torch.cat([mask[:, :-1], torch.ones_like(mask[:, -1:])], dim=1)
         x = torch.cat([embeds, self._loop_input(embeds, carry.to(embeds.device))], dim=1)
         gates = []
         for i, layer in enumerate(self.layers):
@@ -487,6 +491,8 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = PLTModel(config)
         self.vocab_size = config.vocab_size
+        if config.plt_num_loops == 1:  # no gate is used: a checkpoint without them is whole
+            self._keys_to_ignore_on_load_missing = [r"\.plt_gate\."]
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
@@ -531,8 +537,12 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
             loop_gates=out.loop_gates,
         )
 
-    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *_: Any) -> None:
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, *_: Any
+    ) -> None:
         """`generate` gets the cache that this model needs; another kind is refused, not ignored."""
+        if generation_mode == GenerationMode.ASSISTED_GENERATION:
+            raise ValueError("assisted generation is not supported: a PLT cache cannot take rejected tokens back")
         kind = generation_config.cache_implementation
         if kind not in (None, "dynamic"):
             raise ValueError(f"cache_implementation is {kind!r}: a PLT keeps its own PLTCache; leave it unset")

@@ -70,6 +70,7 @@ class HFEngine:
         notify: Callable[[str], None] = print,
     ) -> None:
         transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()  # what matters of its warnings is said through `notify`
         self.folder, self.notify = Path(model), notify
         self.device = _device(device)
         self.is_plt = _model_type(self.folder) == PLTConfig.model_type

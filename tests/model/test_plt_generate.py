@@ -182,6 +182,13 @@ def test_prompt_lookup_is_refused() -> None:
         generate(model_of(), row(again), prompt_lookup_num_tokens=3)
 
 
+def test_early_exit_is_refused() -> None:
+    model = model_of()
+    with pytest.raises(ValueError, match="assisted generation is not supported"):
+        generate(model, row(tokens(6)), assistant_early_exit=1)
+    assert generate(model, row(tokens(6))).shape[0] == 1
+
+
 def test_a_cache_does_not_take_tokens_back() -> None:
     model = model_of()
     cache = PLTCache(model.config)
