@@ -113,6 +113,23 @@ def test_root_without_the_rights() -> None:
     assert "run as an ordinary user" in last
 
 
+def test_python_below_tmp(tmp_path: Path) -> None:
+    """An environment in /tmp is seen in the job's own /tmp, where nothing else of the machine's is."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
+    (tmp_path / "secret").touch()
+    script = f"""
+from plt_benchmarks.protocols import SandboxJob
+from plt_eval.sandbox import open_sandbox
+program = "import os, sys; print(sys.prefix, os.listdir({str(tmp_path)!r}), os.access(sys.prefix, os.W_OK))"
+print(open_sandbox("bubblewrap").run(SandboxJob(program)).stdout.decode())
+"""
+    env = {**os.environ, "PYTHONPATH": user_environment()["PYTHONPATH"]}
+    command = [tmp_path / "env" / "bin" / "python", "-c", script]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    writable = os.geteuid() != 0  # an empty folder of its own, on which the parts are mounted
+    assert done.stdout.strip() == f"{tmp_path}/env ['env'] {writable}", done.stderr
+
+
 def test_python_that_a_job_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     assert "/nonexistent/python" in one_line("bubblewrap")
