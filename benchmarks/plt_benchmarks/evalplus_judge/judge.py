@@ -20,6 +20,8 @@ import sys
 from multiprocessing.connection import Connection
 from typing import Any, BinaryIO
 
+from plt_benchmarks.evalplus_judge.check import Request, check
+
 CPU_S = 300
 """Processor time of one comparison, decoding included; a candidate could make its outputs slow to decode."""
 MEMORY, MEMORY_PER_BYTE = 1 << 30, 16
@@ -85,8 +87,6 @@ def _judge(content: list[bytes]) -> dict[str, Any]:
 
 
 def _answer(content: list[bytes], sender: Connection) -> None:
-    from plt_benchmarks.evalplus_judge.check import Request, check
-
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S + 10))
     gc.disable()  # nothing here makes cycles, and looking for them in millions of tuples takes long
     try:
