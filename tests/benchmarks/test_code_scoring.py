@@ -169,14 +169,14 @@ class TestOfficialTexts:
     ) -> None:
         monkeypatch.setattr(candidates, "SANITIZE_CPU_S", 1)
         text = "def f(x):\n    return x\n" + "# a comment to make it long\n" * 3000
-        tests = candidates.TestSet.official("base", [[1]], [0.0])
+        tests = candidates.InputSet.official("base", [[1]], [0.0])
         found = candidates.run_candidate(sandbox, candidates.Candidate(text, "f", sanitize=True), [tests])
         assert found.post_processing == "timed out"
         assert found.program == text
         assert found.sets["base"].ended == "complete"
 
     def test_a_text_that_breaks_it_is_judged_as_it_is(self, sandbox: Sandbox) -> None:
-        tests = candidates.TestSet.official("base", [[1]], [0.0])
+        tests = candidates.InputSet.official("base", [[1]], [0.0])
         found = candidates.run_candidate(sandbox, candidates.Candidate("x = '\ud800'", "f", sanitize=True), [tests])
         assert found.post_processing == "failed"
         assert found.program == "x = '\ud800'"
@@ -356,7 +356,7 @@ def test_every_reference_solution(
 @pytest.mark.timeout(3600)
 def test_no_empty_solution_passes(code: EvalPlusSuite, sandbox: Sandbox, data_folder: Path) -> None:
     """Neither nothing, nor what post-processing leaves of a prompt without an answer, has the function at all."""
-    tests = candidates.TestSet.official("base", [[]], [0.0])
+    tests = candidates.InputSet.official("base", [[]], [0.0])
     for sample in code.load(data_folder).samples:
         for text, sanitize in (("", False), (sample.data["prompt"].strip() + "\n", True)):
             program = candidates.Candidate(text, sample.data["entry_point"], sanitize=sanitize)

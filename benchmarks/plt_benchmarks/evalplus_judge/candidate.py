@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from plt_benchmarks.evalplus_judge import encoding, frames
+from plt_benchmarks.evalplus_judge import frames
 from plt_benchmarks.evalplus_judge.official import (
     MIN_TIME_LIMIT_S,
     SET_EXTRA_S,
@@ -34,8 +35,8 @@ class JudgingError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class TestSet:
-    """Inputs of one set of tests, with the processor time that each call may take (seconds) and all calls together."""
+class InputSet:
+    """Inputs of one set of tests, with the processor time that each call may take (seconds) and all together."""
 
     name: str
     inputs: Sequence[Any]
@@ -43,7 +44,7 @@ class TestSet:
     total_s: float
 
     @classmethod
-    def official(cls, name: str, inputs: Sequence[Any], reference_s: Sequence[float]) -> TestSet:
+    def official(cls, name: str, inputs: Sequence[Any], reference_s: Sequence[float]) -> InputSet:
         """With the official limits, from the reference solution's times."""
         limits = [max(MIN_TIME_LIMIT_S, TIME_LIMIT_FACTOR * t) for t in reference_s]
         return cls(name, inputs, limits, min(SET_LIMIT_S, sum(limits)) + SET_EXTRA_S)
@@ -84,7 +85,7 @@ class Transcript:
     python: str
 
 
-def run_candidate(sandbox: Sandbox, candidate: Candidate, sets: Sequence[TestSet]) -> Transcript:
+def run_candidate(sandbox: Sandbox, candidate: Candidate, sets: Sequence[InputSet]) -> Transcript:
     """Run `candidate` on `sets` in order, stopping at the first that is not complete. Raises JudgingError when the
     sandbox did not do its part."""
     try:
@@ -94,7 +95,7 @@ def run_candidate(sandbox: Sandbox, candidate: Candidate, sets: Sequence[TestSet
     return _read(outcome, sets)
 
 
-def _job(candidate: Candidate, sets: Sequence[TestSet]) -> SandboxJob:
+def _job(candidate: Candidate, sets: Sequence[InputSet]) -> SandboxJob:
     runs = [
         {
             "inputs": list(tests.inputs),
@@ -119,19 +120,21 @@ def _job(candidate: Candidate, sets: Sequence[TestSet]) -> SandboxJob:
     cpu_s = sum(tests.total_s for tests in sets) + ENCODE_CPU_S + SANITIZE_CPU_S + 10
     wall_s = sum(_wall(tests.total_s) for tests in sets) + _wall(SANITIZE_CPU_S) + _wall(ENCODE_CPU_S)
     limits = SandboxLimits(wall_s, cpu_s, JOB_MEMORY, output_bytes=candidate.output_bytes)
-    folder = Path(__file__).parent
-    files = {f"{module.__name__.rpartition('.')[2]}.py": Path(module.__file__ or "") for module in (encoding, frames)}
-    return SandboxJob(
-        program=(folder / "driver.py").read_text(),
-        stdin=pickle.dumps(plan, protocol=4),
-        files={name: path.read_bytes() for name, path in files.items()}
-        | {
-            "official_utils.py": evalplus_source("eval/utils.py"),
-            "sanitize.py": evalplus_source("sanitize.py"),
-            "syncheck.py": evalplus_source("syncheck.py"),
-        },
-        limits=limits,
-    )
+    files = {
+        "encoding.py": _our_source("encoding.py"),
+        "frames.py": _our_source("frames.py"),
+        "official_utils.py": evalplus_source("eval/utils.py"),
+        "sanitize.py": evalplus_source("sanitize.py"),
+        "syncheck.py": evalplus_source("syncheck.py"),
+    }
+    program = _our_source("driver.py").decode()
+    return SandboxJob(program, pickle.dumps(plan, protocol=4), files, limits)
+
+
+@functools.cache
+def _our_source(name: str) -> bytes:
+    """A file beside this one; read once, so that all of a run is by one version."""
+    return Path(__file__).with_name(name).read_bytes()
 
 
 def _wall(cpu_s: float) -> float:
@@ -146,7 +149,7 @@ _POST_PROCESSING: tuple[Literal["none", "sanitized", "timed out", "failed"], ...
 )
 
 
-def _read(outcome: SandboxOutcome, sets: Sequence[TestSet]) -> Transcript:
+def _read(outcome: SandboxOutcome, sets: Sequence[InputSet]) -> Transcript:
     records = frames.unpack(outcome.stdout)
     hello = next(records, None)
     program = next(records, None)
@@ -185,7 +188,7 @@ def _add(transcript: SetTranscript, frame: frames.Frame, calls: int) -> None:
         transcript.ended = "complete"
 
 
-def _explain_deaths(outcome: SandboxOutcome, sets: Sequence[TestSet], transcripts: dict[str, SetTranscript]) -> None:
+def _explain_deaths(outcome: SandboxOutcome, sets: Sequence[InputSet], transcripts: dict[str, SetTranscript]) -> None:
     """Say of sets that neither completed nor reported why what is known about the end of their process. The text is
     for the reader alone: a candidate could have written it."""
     lines = outcome.stderr[:65536].decode(errors="replace").splitlines()

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plt_benchmarks.datafiles import cache_folder
-from plt_benchmarks.evalplus_judge.candidate import Candidate, JudgingError, TestSet, run_candidate
+from plt_benchmarks.evalplus_judge.candidate import Candidate, InputSet, JudgingError, run_candidate
 from plt_benchmarks.evalplus_judge.check import read_expected_head, write_expected
 from plt_benchmarks.evalplus_judge.decoding import decode
 from plt_benchmarks.evalplus_judge.encoding import CODEC_VERSION, Kind, encode, kind_of
@@ -98,7 +98,7 @@ class Oracle:
     def _compute(self, problem: Problem) -> dict[str, Expected]:
         candidate = Candidate(problem.prompt + problem.canonical_solution, problem.entry_point, iterate=problem.iterate)
         sets = [
-            TestSet(name, inputs, [REFERENCE_CALL_S] * len(inputs), REFERENCE_SET_S)
+            InputSet(name, inputs, [REFERENCE_CALL_S] * len(inputs), REFERENCE_SET_S)
             for name, inputs in problem.inputs.items()
         ]
         transcript = run_candidate(self._sandbox, candidate, sets)

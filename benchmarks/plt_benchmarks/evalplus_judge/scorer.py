@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from plt_benchmarks.evalplus_judge.candidate import Candidate, JudgingError, TestSet, Transcript, run_candidate
+from plt_benchmarks.evalplus_judge.candidate import Candidate, InputSet, JudgingError, Transcript, run_candidate
 from plt_benchmarks.evalplus_judge.check import Request
 from plt_benchmarks.evalplus_judge.official import FAULTS, always_fails, evalplus_folder
 from plt_benchmarks.evalplus_judge.oracle import Expected, Oracle
@@ -63,7 +63,7 @@ class EvalPlusScorer:
             iterate=problem.iterate,
             output_bytes=OUTPUT_BYTES + 2 * sum(part.size for part in expected.values()),
         )
-        sets = [TestSet.official(name, problem.inputs[name], expected[name].times) for name in SETS]
+        sets = [InputSet.official(name, problem.inputs[name], expected[name].times) for name in SETS]
         return run_candidate(self._sandbox, candidate, sets)
 
     def _verdict(self, problem: Problem, expected: Mapping[str, Expected], transcript: Transcript) -> Score:
