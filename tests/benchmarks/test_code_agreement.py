@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import random
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,11 @@ from bare_official import bare_official
 from evalplus_parts import gold
 
 from plt_benchmarks.code import HUMANEVAL, MBPP, EvalPlusSuite
+from plt_benchmarks.datafiles import read_bytes
 from plt_benchmarks.evalplus_judge.oracle import Oracle
 from plt_benchmarks.evalplus_judge.problem import Problem
 from plt_benchmarks.evalplus_judge.scorer import EvalPlusScorer
-from plt_benchmarks.protocols import Answer, Sample, Sandbox
+from plt_benchmarks.protocols import Answer, Sample, Sandbox, Score
 
 
 class Mutation(ast.NodeTransformer):
@@ -132,6 +136,56 @@ def test_all_tasks(code: EvalPlusSuite, data_folder: Path, sandbox: Sandbox, tmp
     kinds = assert_agreement(code.dataset, samples, scorer, 2)
     scorer.close()
     assert kinds["pass pass"] > len(samples)
+
+
+def official_command(code: EvalPlusSuite, answers: dict[str, list[str]], folder: Path, data: Path) -> dict[str, Any]:
+    """The results file of the official command on solutions by task."""
+    source = Path(code.load(data).source)
+    override = folder / "data.jsonl"
+    override.write_bytes(read_bytes(source))
+    samples = folder / "samples.jsonl"
+    lines = [{"task_id": task, "solution": text} for task, texts in answers.items() for text in texts]
+    samples.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    variable = {"humaneval": "HUMANEVAL_OVERRIDE_PATH", "mbpp": "MBPP_OVERRIDE_PATH"}[code.dataset]
+    command = [sys.executable, "-m", "evalplus.evaluate", "--dataset", code.dataset, "--samples", str(samples)]
+    environment = {**os.environ, variable: str(override), "XDG_CACHE_HOME": str(folder / "cache")}
+    done = subprocess.run([*command, "--parallel", "2"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    results: dict[str, Any] = json.loads((folder / "samples_eval_results.json").read_text())["eval"]
+    return results
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("code", [HUMANEVAL, MBPP], ids=["humaneval", "mbpp"])
+def test_the_official_command(code: EvalPlusSuite, data_folder: Path, sandbox: Sandbox, tmp_path: Path) -> None:
+    """Three answers to every task, one right and two mutated; the faulty tasks too."""
+    samples = {sample.id: sample for sample in code.load(data_folder).samples}
+    answers = {
+        task: [gold(sample).text, *(mutants(gold(sample).text, 2, seed=3) if task != "Mbpp/255" else ["", ""])]
+        for task, sample in samples.items()
+    }
+    answers = {task: (texts + [""] * 2)[:3] for task, texts in answers.items()}
+    scorer = EvalPlusScorer(code.dataset, sandbox, Oracle(sandbox, tmp_path))
+    jobs = [(task, text) for task, texts in answers.items() for text in texts]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda job: scorer.score(samples[job[0]], Answer(job[1], solution=True)), jobs))
+    scorer.close()
+    scores: dict[str, list[Score]] = {task: [] for task in samples}
+    for (task, _), score in zip(jobs, found, strict=True):
+        scores[task].append(score)
+    results = official_command(code, answers, tmp_path, data_folder)
+    late = 0
+    for task, verdicts in results.items():
+        for verdict, score, text in zip(verdicts, scores[task], answers[task], strict=True):
+            base, plus = verdict["base_status"], verdict["plus_status"]
+            if score.values["plus"] and plus != "pass":
+                ((base, plus),) = bare_official(code.dataset, [(dict(samples[task].data), text)], min_time_limit=20.0)
+                late += 1
+            assert score.values["base"] == (base == "pass"), f"{task}: {score.detail}\n{text}"
+            assert score.values["plus"] == (base == plus == "pass"), f"{task}: {score.detail}\n{text}"
+    official = sum(v["base_status"] == v["plus_status"] == "pass" for vs in results.values() for v in vs) / len(jobs)
+    assert code.metrics(scores)[f"{code.name}.plus.pass@1"].value == pytest.approx(official + late / len(jobs))
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from plt_benchmarks.protocols import Answer, Sample
 
 FLOATS = own_problem("    return x * 1.5 + 7.25", [[1.0], [2.5], [-3.0]], task_id="Own/floats")
 LISTS = own_problem("    return [x, x + 1]", [[1], [5], [9]], task_id="Own/lists")
+SINGLES = own_problem("    return [x * 1.5]", [[1.0], [2.5], [-3.0]], task_id="Own/singles")
 TEXTS = own_problem("    return 'a' * x", [[3], [0], [5]], task_id="Own/texts")
 
 
@@ -116,6 +117,10 @@ ATTACKS = {
     "the inputs changed under the judge": Attack(
         "def f(x): return x", False, own_problem("    return x[0]", [[[1]], [[2]]], task_id="Own/nested")
     ),
+    "nothing, where numpy.allclose looks for one number": Attack("def f(x): return [[]]", True, SINGLES),
+    "nothing, deeper": Attack("def f(x): return [([],)]", True, SINGLES),
+    "nothing, in an array": Attack("import numpy\ndef f(x): return [numpy.zeros((2, 0))]", False, SINGLES),
+    "nothing, in a range": Attack("def f(x): return [range(0)]", True, SINGLES),
     "leaving early while loading": Attack("import sys; sys.exit(0)", False),
     "leaving early while called": Attack("import os\ndef f(x): os._exit(0)", False),
     "raising SystemExit": Attack("def f(x): raise SystemExit(0)", False),

@@ -73,6 +73,10 @@ def request_for(folder: Path, expected: list[object], outputs: list[object], **c
         ([float("nan")], [float("nan")], "fail"),
         ([{"a": {1, 2}}], [{"a": {2, 1}}], "pass"),
         (["a"], ["b"], "fail"),
+        ([[[]], [[], []], []], [[[]], [[], []], []], "pass"),
+        ([[[], [1]]], [[[], [1]]], "pass"),
+        ([[[1]], [()]], [[[]], [()]], "fail"),
+        ([["", "a"]], [["", "a"]], "pass"),
     ],
 )
 def test_comparisons(

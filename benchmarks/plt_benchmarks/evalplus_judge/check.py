@@ -128,10 +128,13 @@ def check(request: Request) -> str:
         def _replay(*inputs: Any) -> Any:
             return bool(abs(official._poly(*inputs, next(outputs))) <= request.atol)
     else:
-        expected = ExpectedOutputs(request.expected)
+        expected, numbered = ExpectedOutputs(request.expected), enumerate(outputs)
 
         def _replay(*_: Any) -> Any:
-            return next(outputs)
+            index, output = next(numbered)
+            if _is_hollow(output) and isinstance(expected[index], list | tuple) and output != expected[index]:
+                raise ValueError("numpy.allclose holds for nothing at all beside any one number")
+            return output
 
     official.multiprocessing = types.SimpleNamespace(Process=_InThisProcess)
     status, _ = official.untrusted_check(
@@ -148,3 +151,18 @@ def check(request: Request) -> str:
     if isinstance(expected, ExpectedOutputs) and expected.damage:
         raise ValueError(f"{request.expected}: {expected.damage}")
     return str(status)
+
+
+def _is_hollow(output: Any) -> bool:
+    """Whether this is a list or tuple that has items but no numbers, such as [[]]."""
+    if not isinstance(output, list | tuple) or not output:
+        return False
+    first = output
+    while isinstance(first, list | tuple) and first:
+        first = first[0]
+    import numpy
+
+    try:
+        return not isinstance(first, str | bytes) and len(first) == 0 and bool(numpy.asarray(output).size == 0)
+    except (TypeError, ValueError):  # it begins with a number, or its rows differ in length
+        return False

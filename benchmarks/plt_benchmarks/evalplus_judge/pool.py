@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
+from typing import NoReturn
 
 from plt_benchmarks.evalplus_judge.candidate import JudgingError
 from plt_benchmarks.evalplus_judge.check import Request
@@ -70,7 +71,7 @@ class Judge:
         answer: dict[str, str] = json.loads(reply)
         return answer
 
-    def _fail(self, how: str) -> None:
+    def _fail(self, how: str) -> NoReturn:
         self.kill()
         self._said.seek(0)
         said = self._said.read().decode(errors="replace").strip().splitlines()[-1:]

@@ -99,7 +99,7 @@ class EvalPlusScorer:
             expected_size=expected[name].size,
             inputs=problem.inputs[name],
             outputs=[pickle.PickleBuffer(output) for output in outcome.outputs],
-            every_test=problem.task_id == "HumanEval/32" and problem.entry_point == "find_zero",
+            every_test=problem.entry_point == "find_zero" and always_fails(problem.task_id, "find_zero"),
         )
         try:
             return self._judges.check(request)
