@@ -22,7 +22,7 @@ from plt_benchmarks.protocols import Answer, Sample, Sandbox, Score
 
 HUMANEVAL_TASKS = [0, 2, 8, 14, 21, 32, 38, 44, 50, 53, 71, 83, 99, 100, 115, 133, 151, 162, 163]
 MBPP_SPECIAL = [2, 7, 111, 140, 232, 558, 579, 581, 737, 769, 787, 794]
-MBPP_TASKS = [*MBPP_SPECIAL, 88, 115, 124, 252, 392, 590, 630, 793]
+MBPP_TASKS = [*MBPP_SPECIAL, 88, 124, 252, 392, 590, 630, 793]
 ALL_PASS = dict.fromkeys(("base", "plus", "base_corrected", "plus_corrected"), True)
 
 
