@@ -16,4 +16,5 @@ What is deliberately not as in the official command, and never lowers a right an
   scorer's own.
 - String hashes are pinned, so that an answer that depends on the order of a set gets one verdict, not a random one.
 - An object that is no data equals nothing (officially its own `==` decides); a few standard types are kept as they are.
+- [[]] does not equal [1.5] (officially numpy.allclose compares nothing with it and is content).
 """
