@@ -27,12 +27,14 @@ SET_EXTRA_S = 2.0
 @dataclass(frozen=True)
 class Fault:
     """A task that the official command misjudges. `effect`: "always fails" whatever the answer, or "may fail" with the
-    load of the machine. `cure` is how the `_corrected` metrics (and, for "may fail", all of them) judge it."""
+    load of the machine. `cure` is how the `_corrected` metrics (and, for "may fail", all of them) judge it. `sets` are
+    the official verdicts that it concerns."""
 
     entry_point: str
     effect: Literal["always fails", "may fail"]
     fault: str
     cure: str
+    sets: tuple[str, ...] = ("base", "plus")
 
 
 FAULTS = {
@@ -45,8 +47,9 @@ FAULTS = {
     "Mbpp/255": Fault(
         "combinations_colors",
         "always fails",
-        "its process holds the expected outputs, over 1 GiB, twice, and has used up its 4 GiB before the first call",
+        "its process holds the expected outputs, over 1 GiB, twice: too little of its 4 GiB is left for the plus tests",
         "the candidate has the 4 GiB to itself, and outputs are compared in another process",
+        sets=("plus",),
     ),
     "Mbpp/392": Fault(
         "get_max_sum",
@@ -64,7 +67,7 @@ FAULTS = {
 
 
 def always_fails(task_id: str, entry_point: str) -> bool:
-    """Whether the official command fails every answer to this task."""
+    """Whether the official command fails every answer to this task, in the fault's sets."""
     fault = FAULTS.get(task_id)
     return fault is not None and fault.entry_point == entry_point and fault.effect == "always fails"
 

@@ -81,7 +81,7 @@ class EvalPlusScorer:
             detail["why"] = reasons
         if faulty:
             fault = FAULTS[problem.task_id]
-            values |= {"base": False, "plus": False}
+            values |= dict.fromkeys(fault.sets, False)
             detail["official_fault"] = f"{fault.fault}; corrected: {fault.cure}"
         return Score(values=values, judged=transcript.program, detail=detail)
 
