@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from plt_benchmarks.protocols import Sandbox, Suite, SuiteData
     from plt_eval.engines.base import Decoding, Engine
     from plt_eval.engines.replay import ReplayEngine
+    from plt_eval.models import ResolvedModel
     from plt_eval.runner import Result, Settings
 
     Job = tuple[Suite, SuiteData]
@@ -77,7 +78,7 @@ ONLY_WITH = {
     "completions": ("replay",),
 }
 """Option -> the engines with which it has an effect; the others have one with all."""
-NEEDED = {"hf": ("model",), "openai": ("endpoint", "api_model"), "replay": ("completions",)}
+NEEDED = {"hf": (), "openai": ("endpoint", "api_model"), "replay": ("completions",)}
 MOST_LOOPS = 64
 
 
@@ -102,24 +103,25 @@ def report_runs(options: RunOptions, *, as_json: bool) -> bool:
 
 
 def evaluate(options: RunOptions, console: Console) -> list[Result]:
-    """One result for every loop count and suite; progress and notes go to `console`."""
+    """One result for every model, loop count and suite; progress and notes go to `console`."""
     from plt_benchmarks.registry import get_suite
     from plt_eval.engines.replay import ReplayEngine
     from plt_eval.runner import run
 
     check_options(options)
-    loop_counts = [None] if options.loops is None else parse_loops(options.loops)
+    models = _models(options, _notes(console))
     jobs = [(suite, suite.load(options.data)) for suite in get_suite(options.suite)]
     results = []
-    for loops in loop_counts:
-        with closing(_make_engine(options, loops, jobs, _notes(console))) as engine:
+    for model in models:
+        with closing(_make_engine(options, model, jobs, _notes(console))) as engine:
             settings = _settings(options, _count_samples(options, engine, jobs))
             for suite, data in jobs:
                 own = engine
                 if isinstance(engine, ReplayEngine):
                     wanted = {sample.id for sample in data.samples[: options.limit]}
                     own = engine.select(wanted, settings.n_samples)
-                named = _named(settings, options, suite.name, loops, several=len(loop_counts) * len(jobs) > 1)
+                loops = None if model is None else model.loops
+                named = _named(settings, options, suite.name, loops, several=len(models) * len(jobs) > 1)
                 result = run(suite, data, own, _sandbox(options), named, console=console)
                 _say_done(console, result)
                 results.append(result)
@@ -197,7 +199,31 @@ def _flag(name: str) -> str:
 # --- engines ------------------------------------------------------------------------------------------
 
 
-def _make_engine(options: RunOptions, loops: int | None, jobs: Sequence[Job], notify: Callable[[str], None]) -> Engine:
+def _models(options: RunOptions, notify: Callable[[str], None]) -> Sequence[ResolvedModel | None]:
+    """What the in-process engine is to run, one engine each; [None] for the other engines, which know it themselves.
+    A folder that is none is left for the engine to refuse."""
+    from plt_eval.models import DEFAULT_FAMILY, ResolvedModel, names_family, resolve_models
+
+    if options.engine != "hf":
+        return [None]
+    loops = None if options.loops is None else parse_loops(options.loops)
+    name = options.model
+    if name is None:
+        if not names_family(DEFAULT_FAMILY):
+            raise UserError("--engine hf needs --model: a checkpoint folder")
+        notify(f"no --model: evaluating the bundled family {DEFAULT_FAMILY}")
+        name = DEFAULT_FAMILY
+    if not names_family(name):
+        counts: Sequence[int | None] = [None] if loops is None else loops
+        return [ResolvedModel(Path(name), name, count) for count in counts]
+    if Path(name).is_dir():
+        notify(f"--model {name} is the bundled one; the folder of that name here is --model ./{name}")
+    return resolve_models(name, loops)
+
+
+def _make_engine(
+    options: RunOptions, model: ResolvedModel | None, jobs: Sequence[Job], notify: Callable[[str], None]
+) -> Engine:
     from plt_eval.engines import make_engine
 
     if options.engine == "replay":
@@ -211,8 +237,10 @@ def _make_engine(options: RunOptions, loops: int | None, jobs: Sequence[Job], no
         }
         required = {"endpoint": options.endpoint, "model": options.api_model, "api_key": _api_key(options)}
         return make_engine("openai", **required, **_without_none(given), notify=notify)
+    assert model is not None
     given = {
-        "loops": loops,
+        "label": None if model.family is None else model.label,
+        "loops": model.loops,
         "loop_mode": options.loop_mode,
         "dtype": options.dtype,
         "device": options.device,
@@ -220,7 +248,7 @@ def _make_engine(options: RunOptions, loops: int | None, jobs: Sequence[Job], no
         "tokenizer": options.tokenizer,
     }
     batch_size = _batch_size(options.batch_size)
-    return make_engine("hf", model=options.model, batch_size=batch_size, notify=notify, **_without_none(given))
+    return make_engine("hf", model=str(model.folder), batch_size=batch_size, notify=notify, **_without_none(given))
 
 
 def _api_key(options: RunOptions) -> str | None:

@@ -84,10 +84,18 @@ def run(
     scoring_workers: Annotated[
         int | None, typer.Option(min=1, help="Answers judged at a time (default: the cores).")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="[hf] Checkpoint folder.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="[hf] Checkpoint folder, or a bundled model: plt-tiny:r3 is one checkpoint, plt-tiny (default) the "
+            "family, in which each loop count has a checkpoint that was trained with it."
+        ),
+    ] = None,
     loops: Annotated[
         str | None,
-        typer.Option(help="[hf] Loop counts, as 2 or 1,2,4 or 1-4 (default: the checkpoint's own)."),
+        typer.Option(
+            help="[hf] Loop counts, as 2 or 1,2,4 or 1-4 (default: the checkpoint's own; of a family, all it has)."
+        ),
     ] = None,
     loop_mode: Annotated[LoopMode | None, typer.Option(help="[hf] How loops are wired (default plt).")] = None,
     batch_size: Annotated[

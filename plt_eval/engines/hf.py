@@ -36,6 +36,7 @@ from transformers.utils import logging as transformers_logging
 from plt_benchmarks.protocols import Prompt
 from plt_eval.engines.base import Completion, FinishReason, GenerationRequest, Loglikelihood, LoglikelihoodRequest
 from plt_eval.errors import UserError
+from plt_eval.models import no_such_model
 from plt_model import PLTConfig
 from plt_model.loading import CheckpointError, load_model, read_config, weight_files, weights_hash
 from plt_model.tokenizer import byte_tokenizer
@@ -48,10 +49,11 @@ _CUT = "-----the-answer-continues-here-----"
 class HFEngine:
     """A model in this process.
 
-    `model` is a checkpoint folder. `tokenizer` is a folder, "bytes" for the built-in byte tokenizer, or None for the
-    checkpoint's own. `dtype` "auto" is the checkpoint's on a GPU, and on a CPU float32 where that fits in memory.
-    `chat_template` "auto" uses the tokenizer's template if it has one and the prompt has messages. What the engine
-    decides by itself it says through `notify`. Raises UserError for a checkpoint that cannot be used.
+    `model` is a checkpoint folder; `label` is its name in records (default: the folder's own). `tokenizer` is a
+    folder, "bytes" for the built-in byte tokenizer, or None for the checkpoint's own. `dtype` "auto" is the
+    checkpoint's on a GPU, and on a CPU float32 where that fits in memory. `chat_template` "auto" uses the tokenizer's
+    template if it has one and the prompt has messages. What the engine decides by itself it says through `notify`.
+    Raises UserError for a checkpoint that cannot be used.
     """
 
     name = "hf"
@@ -67,11 +69,15 @@ class HFEngine:
         batch_size: int | Literal["auto"] = "auto",
         chat_template: Literal["auto", "on", "off"] = "auto",
         tokenizer: str | None = None,
+        label: str | None = None,
         notify: Callable[[str], None] = print,
     ) -> None:
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()  # what matters of its warnings is said through `notify`
         self.folder, self.notify = Path(model), notify
+        if not self.folder.is_dir():
+            raise UserError(f"--model {no_such_model(str(model))}")
+        self.label = self.folder.resolve().name if label is None else label
         self.device = _device(device)
         self.is_plt = _model_type(self.folder) == PLTConfig.model_type
         if not self.is_plt and (loops not in (None, 1) or loop_mode not in (None, "plt")):
@@ -141,7 +147,7 @@ class HFEngine:
         template = self.tokenizer.chat_template if self.use_chat else None
         return {
             "engine": self.name,
-            "model": self.folder.resolve().name,
+            "model": self.label,
             "weights_sha256": self.weights_sha256,
             "config_sha256": _sha256(json.dumps(config, sort_keys=True, default=str)),
             "loops": config.get("plt_num_loops", 1),
