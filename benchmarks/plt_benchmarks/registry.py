@@ -11,6 +11,7 @@ import difflib
 from plt_benchmarks.code import HUMANEVAL, MBPP
 from plt_benchmarks.demo import DEMO
 from plt_benchmarks.protocols import Suite, SuiteError
+from plt_benchmarks.trace.suite import TRACE
 
 _NAMES: dict[str, tuple[Suite, ...]] = {
     "code": (HUMANEVAL, MBPP),
@@ -19,6 +20,7 @@ _NAMES: dict[str, tuple[Suite, ...]] = {
     "mbpp": (MBPP,),
     "mbpp+": (MBPP,),
     "demo": (DEMO,),
+    "trace": (TRACE,),
 }
 
 

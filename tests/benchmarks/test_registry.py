@@ -16,6 +16,7 @@ from plt_benchmarks.registry import all_suites, get_suite, suite_names
         ("HumanEval+", ["humaneval"]),
         ("mbpp", ["mbpp"]),
         ("MBPP+", ["mbpp"]),
+        ("trace", ["trace"]),
     ],
 )
 def test_known_names(name: str, found: list[str]) -> None:
@@ -41,4 +42,4 @@ def test_every_suite_is_listed_once_and_describes_itself() -> None:
         assert suite.summary
         assert "\n" not in suite.summary
         assert suite.version
-        assert suite.extra == "code"
+        assert suite.extra in (None, "code")

@@ -1,1 +1,1 @@
-"""Small generated programs whose outcome must be traced, for measuring what depth buys: see programs.py and suite.py."""
+"""Generated programs whose outcome must be traced, to measure what depth buys: see programs.py and suite.py."""

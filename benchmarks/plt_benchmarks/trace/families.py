@@ -5,10 +5,10 @@
     call      what a function of k steps returns, modulo 10
     string    a short word after k edits
 
-Nothing but the tracing gives an answer away. In `chase` the four roots come in an order that says nothing about which of
-them is asked for. In `arith` and `call` every step is a bijection modulo 10 of the value it updates, so no step can be
-left out and all answers are about equally frequent. In `string` no edit undoes what came before: all values on the way
-are different.
+Nothing but the tracing gives an answer away. In `chase` the four roots come in an order that says nothing about which
+of them is asked for. In `arith` and `call` every step is a bijection modulo 10 of the value it updates, so no step can
+be left out and all answers are about equally frequent. In `string` no edit undoes what came before: all values on the
+way are different.
 """
 
 from __future__ import annotations

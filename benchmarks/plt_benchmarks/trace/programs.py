@@ -7,9 +7,9 @@
 
 What is trained on and what is asked are different programs whatever the seeds: a hash of the program itself, with its
 variables renamed in order and its assertions left out, says on which side of the split it is (see split_of). A document
-never states what a held-out program gives either: checks within a program are written only where the program up to there
-is on the training side. Everything is a function of its arguments alone, on every machine; GENERATOR_VERSION changes
-when what is generated for the same arguments does.
+never states what a held-out program gives either: checks within a program are written only where the program up to
+there is on the training side. Everything is a function of its arguments alone, on every machine; GENERATOR_VERSION
+changes when what is generated for the same arguments does.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class Problem:
 
 
 def generate(family: str, k: int, rng: random.Random) -> Program:
-    """A random program of `family` in which k steps must be traced. Raises ValueError for an unknown family, or a k that
-    it does not have."""
+    """A random program of `family` in which k steps must be traced. Raises ValueError for an unknown family, or a k
+    that it does not have."""
     if family not in FAMILIES:
         near = difflib.get_close_matches(family, FAMILIES, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
