@@ -14,6 +14,9 @@ from plt_eval.records import CompletionRecord, Manifest, MetricRecord, Metrics, 
 from plt_eval.runner import Result
 from plt_eval.store import Run
 
+DEEPEST_COLUMN = 1
+"""Slashes in the name of a metric that still has a column of its own."""
+
 
 def output_console() -> Console:
     """Standard output; wide where it is no terminal, so that logs keep whole names and numbers."""
@@ -35,10 +38,17 @@ def interval(metric: MetricRecord) -> str:
 
 
 def results_table(results: Sequence[Result]) -> Table:
-    """One row a run, one column a metric: value, 95% interval, and n where it is not the row's own."""
-    names = list(dict.fromkeys(name for result in results for name in _short_metrics(result)))
+    """One row a run, one column a metric: value, 95% interval, and n where it is not the row's own.
+
+    A metric called `a/b/c` is a part of `a/b`, which is a part of `a`: the parts of parts are left to `plt-eval show`.
+    """
+    known = list(dict.fromkeys(name for result in results for name in _short_metrics(result)))
+    names = [name for name in known if name.count("/") <= DEEPEST_COLUMN]
     some_missing = any(result.metrics.missing for result in results)
-    table = Table(caption="values with 95% intervals over problems", caption_justify="left")
+    caption = "values with 95% intervals over problems"
+    if len(names) < len(known):
+        caption += f"; `plt-eval show RUN` has {len(known) - len(names)} more, parts of these"
+    table = Table(caption=caption, caption_justify="left")
     for heading in ("suite", "model", "loops"):
         table.add_column(heading, overflow="fold")
     table.add_column("n", justify="right")
