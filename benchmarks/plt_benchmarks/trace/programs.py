@@ -48,6 +48,8 @@ FAMILIES: dict[str, range] = {
 """Family -> the k that it can be generated at, easiest first."""
 TEST_SHARE = 10
 """One program in so many is held out."""
+MOST_REPEATED = 200
+"""So many problems in a row that were all there before: there are hardly any others."""
 
 _MAKERS: dict[str, Callable[[int, random.Random], Program]] = {
     "chase": chase,
@@ -143,15 +145,15 @@ test_problems.__test__ = False  # type: ignore[attr-defined]  # its name looks l
 
 def _problems(family: str, k: int, count: int, rng: random.Random) -> list[Problem]:
     found: dict[str, Problem] = {}
-    tries = 0
+    repeated = 0
     while len(found) < count:
-        if tries == 100 + 20 * count:
-            raise ValueError(f"family {family}, k={k}: expected {count} different problems, found {len(found)}")
-        tries += 1
         program = _generate_on("test", family, k, rng)
-        query = next(query for query in program.queries if query.k == k)
-        problem = Problem(program, query)
-        found.setdefault(canonical(problem.prompt), problem)
+        problem = Problem(program, next(query for query in program.queries if query.k == k))
+        key = canonical(problem.prompt)
+        repeated = repeated + 1 if key in found else 0
+        if repeated == MOST_REPEATED:
+            raise ValueError(f"family {family}, k={k}: expected {count} different problems, found only {len(found)}")
+        found.setdefault(key, problem)
     return list(found.values())
 
 

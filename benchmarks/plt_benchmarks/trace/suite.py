@@ -232,7 +232,7 @@ def _last_value(text: str) -> str:
 
 def _tidy(text: str) -> str:
     """The first line, without white space, backticks or a full stop around it."""
-    return text.partition("\n")[0].strip(" \t\r`").rstrip(".").rstrip()
+    return text.partition("\n")[0].lstrip(" \t`").rstrip(" \t\r`.")
 
 
 # --- metrics --------------------------------------------------------------------------------------------

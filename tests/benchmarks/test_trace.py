@@ -1,0 +1,552 @@
+"""The generated programs are true, held apart, and give nothing away; the suite asks and judges them as it says."""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import hashlib
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plt_benchmarks.protocols import Answer, Sample, SandboxJob, SandboxOutcome, Score, SuiteData, SuiteError
+from plt_benchmarks.registry import get_suite
+from plt_benchmarks.trace import programs, suite
+from plt_benchmarks.trace.families import CHASE_LINES, CHASE_ROOTS
+from plt_benchmarks.trace.programs import (
+    FAMILIES,
+    Problem,
+    Program,
+    canonical,
+    generate,
+    split_of,
+    test_problems,
+    training_documents,
+)
+from plt_benchmarks.trace.suite import TRACE, standard_problems
+
+CELLS = [(family, k) for family, ks in FAMILIES.items() for k in ks]
+anything = st.tuples(st.sampled_from(CELLS), st.integers(0, 10**9))
+
+
+class NoSandbox:
+    """Fails the test that runs anything in it."""
+
+    name = "none"
+
+    def run(self, job: SandboxJob) -> SandboxOutcome:
+        raise AssertionError(f"the suite must not run {job.program!r}")
+
+
+def drawn(cell: tuple[str, int], seed: int) -> Program:
+    return generate(*cell, random.Random(seed))
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[str]:
+    return list(training_documents(seed=0, programs=4000))
+
+
+@pytest.fixture(scope="module")
+def problems() -> list[Problem]:
+    return test_problems(seed=0, per_k=40)
+
+
+@pytest.fixture(scope="module")
+def data() -> SuiteData:
+    return TRACE.load(None)
+
+
+def values_at_end(source: str) -> dict[str, Any]:
+    """What Python itself makes of a program (of ours: never of a model's)."""
+    names: dict[str, Any] = {}
+    exec(source, names)
+    return names
+
+
+# --- programs -------------------------------------------------------------------------------------------
+
+
+@given(anything)
+@settings(deadline=None)
+def test_python_agrees_with_every_answer_and_check(drawn_at: tuple[tuple[str, int], int]) -> None:
+    program = drawn(*drawn_at)
+    at_end = values_at_end(program.source)
+    for query in program.queries:
+        assert repr(eval(query.expression, at_end)) == query.answer
+    lines = program.source.splitlines(keepends=True)
+    for check in program.checks:
+        on_the_way = values_at_end("".join(lines[: check.lines]))
+        assert repr(eval(check.query.expression, on_the_way)) == check.query.answer
+
+
+@given(anything)
+@settings(deadline=None)
+def test_programs_are_short_and_ask_for_their_own_k(drawn_at: tuple[tuple[str, int], int]) -> None:
+    (family, k), _ = drawn_at
+    program = drawn(*drawn_at)
+    assert (program.family, program.k) == (family, k)
+    assert program.source.endswith("\n")
+    assert "assert" not in program.source
+    assert k in [query.k for query in program.queries]
+    longest = max(len(f"assert {query.expression}=={query.answer}\n") for query in program.queries)
+    assert len(program.source) + longest <= 110
+    assert len(program.document(program.checks)) < 256
+
+
+@given(anything)
+def test_a_document_is_the_source_with_assertions_in_it(drawn_at: tuple[tuple[str, int], int]) -> None:
+    program = drawn(*drawn_at)
+    text = program.document(program.checks)
+    values_at_end(text)
+    lines = text.splitlines(keepends=True)
+    assert "".join(line for line in lines if not line.startswith("assert")) == program.source
+    assert text.count("assert") == len(program.queries) + len(program.checks)
+    assert program.document() == program.source + "".join(lines[-len(program.queries) :])
+
+
+def test_generation_is_a_function_of_its_arguments() -> None:
+    for cell in CELLS:
+        assert drawn(cell, 5) == drawn(cell, 5)
+    assert list(training_documents(3, 60)) == list(training_documents(3, 90))[:60]
+    assert list(training_documents(3, 60)) != list(training_documents(4, 60))
+
+
+def test_what_cannot_be_generated_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"unknown family 'arit' \(did you mean arith\?\); known: chase, arith"):
+        generate("arit", 1, random.Random(0))
+    with pytest.raises(ValueError, match=r"family string: expected k from 1 to 3, found 4"):
+        generate("string", 4, random.Random(0))
+    monkeypatch.setattr(programs, "FAMILIES", {"call": range(1, 2)})
+    with pytest.raises(ValueError, match=r"family call, k=1: expected 3000 different problems, found only \d{3}$"):
+        test_problems(seed=0, per_k=3000)
+
+
+# --- each family: nothing gives the answer away ---------------------------------------------------------
+
+
+def roots_and_depths(source: str) -> tuple[list[str], dict[str, tuple[str, int]]]:
+    """The digits in the order of the lines, and each variable's digit with the copies up to it: read from the text."""
+    found: dict[str, tuple[str, int]] = {}
+    digits = []
+    for line in source.splitlines():
+        name, _, right = line.partition("=")
+        assert name not in found
+        if right.isdigit():
+            digits.append(right)
+        found[name] = (right, 0) if right.isdigit() else (found[right][0], found[right][1] + 1)
+    return digits, found
+
+
+@pytest.mark.parametrize("k", FAMILIES["chase"])
+def test_chase_looks_the_same_at_every_k(k: int) -> None:
+    for seed in range(50):
+        program = drawn(("chase", k), seed)
+        digits, found = roots_and_depths(program.source)
+        assert len(found) == CHASE_LINES
+        assert len(program.source) == 4 * CHASE_LINES
+        assert len(set(digits)) == CHASE_ROOTS
+        for query in program.queries:
+            assert found[query.expression] == (query.answer, query.k)
+        assert len({query.expression for query in program.queries}) == 5
+        assert len({query.k for query in program.queries}) >= 2
+
+
+@pytest.mark.parametrize("k", FAMILIES["chase"])
+def test_chase_cannot_be_guessed_from_where_a_digit_stands(k: int) -> None:
+    """Each of the four digits, by its place among them, is the answer about 1 time in 4: within 4 standard errors."""
+    n = 1500
+    places: Counter[int] = Counter()
+    for seed in range(n):
+        program = drawn(("chase", k), seed)
+        digits, _ = roots_and_depths(program.source)
+        places[digits.index(next(query.answer for query in program.queries if query.k == k))] += 1
+    assert all(abs(places[place] / n - 0.25) < 4 * (0.25 * 0.75 / n) ** 0.5 for place in range(CHASE_ROOTS)), places
+
+
+@pytest.mark.parametrize("family", ["arith", "call"])
+def test_arithmetic_answers_are_uniform_and_no_step_can_be_left_out(family: str) -> None:
+    answers: Counter[str] = Counter()
+    for seed in range(1500):
+        program = drawn((family, 3), seed)
+        answers.update(query.answer for query in program.queries[:1])
+        if family == "call":
+            f = values_at_end(program.source)["f"]
+            assert sorted(f(argument) for argument in range(10)) == list(range(10))
+    assert set(answers) == set("0123456789")
+    assert max(answers.values()) / 1500 < 0.14
+
+
+def test_arith_counts_updates() -> None:
+    for _, k in (cell for cell in CELLS if cell[0] == "arith"):
+        program = drawn(("arith", k), 1)
+        assert program.source.count("%10") == k == len(program.checks) + 1
+        assert len(program.source.splitlines()) == k + 2
+
+
+@pytest.mark.parametrize("k", FAMILIES["string"])
+def test_no_string_comes_back_on_the_way(k: int) -> None:
+    for seed in range(300):
+        program = drawn(("string", k), seed)
+        words = [program.source.splitlines()[0].partition("=")[2], *(check.query.answer for check in program.checks)]
+        words.append(program.queries[-1].answer)
+        assert len(set(words)) == k + 1
+        assert all(2 <= len(ast.literal_eval(word)) <= 5 for word in words)
+
+
+# --- the split ------------------------------------------------------------------------------------------
+
+
+def without_assertions(text: str) -> str:
+    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("assert"))
+
+
+def renamed(source: str) -> str:
+    """`source` with every one-letter name replaced by the next letter, strings as they are."""
+    return re.sub(
+        r"'[^']*'|\b[a-z]\b", lambda match: match[0] if "'" in match[0] else chr((ord(match[0]) - 96) % 26 + 97), source
+    )
+
+
+@given(anything)
+def test_the_split_sees_neither_names_nor_assertions(drawn_at: tuple[tuple[str, int], int]) -> None:
+    program = drawn(*drawn_at)
+    side = split_of(program.source)
+    assert split_of(program.document(program.checks)) == side
+    assert split_of(renamed(program.source)) == side
+    assert canonical(renamed(program.source)) == canonical(program.source)
+
+
+def test_the_canonical_form_keeps_what_a_program_does() -> None:
+    assert canonical("def f(x,y=2):\n x=y-x\n return x%10\n") == "def v0(v1,v2=2):\n v1=v2-v1\n return v1%10\n"
+    assert canonical("s='sas'\ns='b'+s\n") == "v0='sas'\nv0='b'+v0\n"
+    assert canonical("a=1\nb=a\n") != canonical("a=1\nb=b\n")
+
+
+def test_training_and_held_out_programs_are_apart_whatever_the_seeds(documents: list[str]) -> None:
+    trained = {canonical(without_assertions(text)) for text in documents}
+    asked = {canonical(problem.program.source) for seed in (0, 1) for problem in test_problems(seed, per_k=30)}
+    assert not trained & asked
+    assert all(split_of(text) == "train" for text in documents)
+
+
+def test_no_training_document_states_what_a_held_out_program_gives(documents: list[str]) -> None:
+    """Each assertion follows a program, the lines so far, and that must be on the training side too."""
+    checked = 0
+    for text in documents:
+        lines = text.splitlines(keepends=True)
+        for number, line in enumerate(lines):
+            if line.startswith("assert"):
+                assert split_of("".join(lines[:number])) == "train"
+                checked += 1
+    assert checked > len(documents)
+
+
+@pytest.mark.parametrize(("family", "k"), CELLS)
+def test_both_sides_have_enough_programs(family: str, k: int) -> None:
+    sides = Counter(split_of(source) for source in {drawn((family, k), seed).source for seed in range(1500)})
+    assert 0.05 < sides["test"] / sides.total() < 0.16
+
+
+def test_documents_are_true_and_mixed_evenly(documents: list[str]) -> None:
+    kinds: Counter[str] = Counter()
+    checked: Counter[bool] = Counter()
+    for text in documents:
+        assert text.endswith("\n")
+        values_at_end(text)
+        kinds[kind(text)] += 1
+        if kind(text) in ("arith", "string") and text.count("%10") + text.count("[") + text.count("+") > 3:
+            checked[text.count("assert") > 1] += 1
+    assert set(kinds.values()) == {1000}
+    assert checked[True] > 100
+    assert checked[False] > 100
+
+
+def kind(text: str) -> str:
+    if text.startswith("def"):
+        return "call"
+    if "%10" in text:
+        return "arith"
+    return "string" if "'" in text else "chase"
+
+
+def test_every_k_is_trained_equally_often(documents: list[str]) -> None:
+    steps = Counter(text.count("%10") for text in documents if kind(text) == "arith")
+    assert steps == {1: 250, 2: 250, 3: 250, 4: 250}
+
+
+def test_problems_are_balanced_held_out_and_different(problems: list[Problem]) -> None:
+    assert Counter((problem.program.family, problem.program.k) for problem in problems) == dict.fromkeys(CELLS, 40)
+    assert len({canonical(problem.prompt) for problem in problems}) == len(problems)
+    for problem in problems:
+        assert problem.query.k == problem.program.k
+        assert split_of(problem.program.source) == "test"
+        values_at_end(problem.prompt + problem.answer)
+
+
+def test_a_problem_asks_as_documents_do() -> None:
+    """The first assertion at the end of a document stands where a prompt's does: any of the queries can be there."""
+    places = Counter([query.k for query in drawn(("chase", 4), seed).queries].index(4) for seed in range(400))
+    assert set(places) == set(range(5))
+
+
+# --- the suite ------------------------------------------------------------------------------------------
+
+
+def test_the_standard_set_does_not_drift(data: SuiteData) -> None:
+    content = standard_problems()
+    assert hashlib.sha256(content).hexdigest() == data.sha256 == TRACE.release.sha256
+    assert hashlib.md5(content, usedforsecurity=False).hexdigest() == TRACE.release.md5
+    assert data.revision == "trace-v1"
+    assert len(data.samples) == 680
+    assert [sample.data["family"] for sample in data.samples[: len(CELLS)]] == [family for family, _ in CELLS]
+    assert {(sample.data["family"], sample.data["k"]) for sample in data.samples[: len(CELLS)]} == set(CELLS)
+
+
+def test_training_text_does_not_drift() -> None:
+    digest = hashlib.sha256("".join(training_documents(0, 500)).encode()).hexdigest()
+    assert digest == "c5c23d9998fc9342eb02853a6ad625961601a41e2b43b2e0598206aa0ff3b223", (
+        "what is generated changed: raise GENERATOR_VERSION and the pinned hashes"
+    )
+
+
+def test_random_numbers_of_another_kind_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "STANDARD_SEED", 1)
+    with pytest.raises(SuiteError, match=r"^trace-v1: expected to generate problems of sha256 \w{64}, found \w{64}"):
+        TRACE.load(None)
+
+
+def test_a_prompt_for_base_and_chat_models(data: SuiteData) -> None:
+    sample = data.samples[0]
+    prompt = TRACE.prompt(sample)
+    last = sample.data["prompt"].splitlines()[-1]
+    assert prompt.text == sample.data["prompt"]
+    assert re.fullmatch(r"assert [a-z]==", last)
+    assert prompt.stop == prompt.chat_stop == ("\n",)
+    assert f"```python\n{sample.data['prompt']}\n```" in prompt.messages[0].content
+    assert prompt.prefill == f"```python\n{last}"
+    longest = max(len(sample.data["canonical_solution"]) for sample in data.samples)
+    assert longest + 1 < prompt.max_new_tokens < 32
+
+
+def write(path: Path, *rows: object) -> Path:
+    text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    if path.name.endswith(".gz"):
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        path.write_text(text)
+    return path
+
+
+ROW: dict[str, Any] = {
+    "task_id": "my-1",
+    "family": "mine",
+    "k": 2,
+    "prompt": "a='x'\nassert a==",
+    "canonical_solution": "'x'",
+}
+
+
+@pytest.mark.parametrize("name", ["mine.jsonl", "mine.jsonl.gz"])
+def test_other_problems_from_a_file(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, ROW, "", {**ROW, "task_id": "my-2"})
+    loaded = TRACE.load(path)
+    assert [sample.id for sample in loaded.samples] == ["my-1", "my-2"]
+    assert loaded.revision == f"local:{name}"
+    assert loaded.samples[0].data == ROW
+
+
+def test_the_standard_set_from_a_file_is_known_again(tmp_path: Path, data: SuiteData) -> None:
+    (tmp_path / "trace.jsonl").write_bytes(standard_problems())
+    loaded = TRACE.load(tmp_path)
+    assert (loaded.revision, loaded.sha256, loaded.samples) == (data.revision, data.sha256, data.samples)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("{", "line 2: expected a JSON object, found broken JSON"),
+        ([1], "line 2: expected a JSON object, found list"),
+        ({**ROW, "task_id": 4}, "line 2: expected 'task_id' to be a string, found int"),
+        ({key: value for key, value in ROW.items() if key != "k"}, "line 2: expected the key 'k', found canonical_"),
+        ({**ROW, "k": True}, "line 2: expected 'k' to be a whole number, found bool"),
+        ({**ROW, "k": -1}, "line 2: expected 'k' to be 0 or more, found -1"),
+        ({**ROW, "family": "a/b"}, "line 2: expected 'family' to be a lower-case word, found 'a/b'"),
+        ({**ROW, "prompt": "a=1\n"}, "line 2: expected 'prompt' to end in a line 'assert EXPRESSION==', found ''"),
+        (
+            {**ROW, "prompt": "a=1\na=="},
+            "line 2: expected 'prompt' to end in a line 'assert EXPRESSION==', found 'a",
+        ),
+        (
+            {**ROW, "prompt": "a=\nassert a=="},
+            "line 2: expected 'prompt' to be the beginning of a Python program,",
+        ),
+        (
+            {**ROW, "canonical_solution": "x"},
+            "line 2: expected 'canonical_solution' to be a Python literal on one",
+        ),
+        ({**ROW, "canonical_solution": "7\n"}, "line 2: expected 'canonical_solution' to be a Python literal on one"),
+        ({**ROW, "task_id": "first"}, "line 2: task_id first is there for the second time"),
+    ],
+)
+def test_a_bad_record_is_named_in_one_line(tmp_path: Path, row: object, said: str) -> None:
+    path = write(tmp_path / "mine.jsonl", {**ROW, "task_id": "first"}, row)
+    with pytest.raises(SuiteError) as caught:
+        TRACE.load(path)
+    assert str(caught.value).startswith(f"{path}, {said}")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_empty_files(tmp_path: Path) -> None:
+    with pytest.raises(SuiteError, match="no such file or folder"):
+        TRACE.load(tmp_path / "none.jsonl")
+    with pytest.raises(SuiteError, match="expected problems, found none"):
+        TRACE.load(write(tmp_path / "empty.jsonl"))
+
+
+# --- scoring --------------------------------------------------------------------------------------------
+
+
+def judged(expected: str, answer: Answer, expression: str = "f(4)") -> Score:
+    row = {**ROW, "prompt": f"a=1\nassert {expression}==", "canonical_solution": expected, "family": "call", "k": 3}
+    return TRACE.scorer(NoSandbox()).score(Sample("one", row), answer)
+
+
+@pytest.mark.parametrize(
+    ("expected", "text", "right"),
+    [
+        ("7", "7", True),
+        ("7", " 7 ", True),
+        ("7", "7\nassert f(5)==8\n", True),
+        ("7", "\n7", False),
+        ("7", "77", False),
+        ("7", "7.0", False),
+        ("7", "", False),
+        ("7", "'7'", False),
+        ("'ab'", "'ab'", True),
+        ("'ab'", "'a b'", False),
+        ("'ab'", '"ab"', False),
+        ("'ab'", "ab", False),
+    ],
+)
+def test_a_continuation_must_be_the_literal(expected: str, text: str, right: bool) -> None:
+    score = judged(expected, Answer(text))
+    assert score.values == {"exact": right, "exact/call": right, "exact/call/k3": right}
+    assert score.detail == {"expected": expected}
+
+
+@pytest.mark.parametrize(
+    ("expected", "text", "right"),
+    [
+        ("7", "7", True),
+        ("7", " 7\n```", True),
+        ("7", "7```", True),
+        ("7", "assert f(4)==7", True),
+        ("7", "assert f(4) == 7", True),
+        ("7", "```python\nassert f(4)==7\n```", True),
+        ("7", "First f(4)==6, no:\n```python\nassert f(4)==7\n```\nThat is it.", True),
+        ("7", "f(4)==7, or rather f(4)==6", False),
+        ("7", "It is\n```\n7\n```\nas f returns 8", True),
+        ("7", "```\n7\n```\n```\n8\n```", False),
+        ("7", "The value is:\n`7`.", True),
+        ("7", "7\n8", False),
+        ("7", "True", False),
+        ("1", "True", False),
+        ("7", "", False),
+        ("7", "```", False),
+        ("'ab'", '"ab"', True),
+        ("'ab'", "ab", False),
+        ("7", "(" * 100000, False),
+        ("7", "\x00", False),
+    ],
+)
+def test_a_chat_answer_is_read_leniently(expected: str, text: str, right: bool) -> None:
+    assert judged(expected, Answer(text, chat=True)).values["exact"] is right
+
+
+def test_a_replayed_program_is_read_from_its_last_line() -> None:
+    assert judged("7", Answer("a=1\nassert f(4)==7", solution=True)).values["exact"] is True
+    assert judged("7", Answer("a=1\nassert f(4)==8", solution=True)).values["exact"] is False
+    assert judged("7", Answer("7", solution=True)).values["exact"] is False
+
+
+@given(st.text(max_size=60), st.booleans(), st.booleans())
+def test_no_answer_breaks_the_judge(text: str, chat: bool, solution: bool) -> None:
+    score = judged("'ab'", Answer(text, chat=chat, solution=solution), "s")
+    assert score.error is None
+    assert "\n" not in score.judged
+
+
+def scores_of(data: SuiteData, write_answer: Callable[[Sample], str]) -> dict[str, list[Score]]:
+    scorer = TRACE.scorer(NoSandbox())
+    return {sample.id: [scorer.score(sample, Answer(write_answer(sample)))] for sample in data.samples}
+
+
+def test_gold_is_right_everywhere_and_metrics_come_in_order(data: SuiteData) -> None:
+    scores = scores_of(data, lambda sample: sample.data["canonical_solution"])
+    metrics = TRACE.metrics(scores)
+    assert all(metric.value == 1 for metric in metrics.values())
+    names = ["exact", *(f"exact/{family}" for family in FAMILIES), *(f"exact/{family}/k{k}" for family, k in CELLS)]
+    assert list(metrics) == [f"trace.{name}" for name in names]
+    assert [metrics[f"trace.exact/{family}"].n for family in FAMILIES] == [40 * len(ks) for ks in FAMILIES.values()]
+    assert metrics["trace.exact/chase/k2"].definition.startswith("problems of chase at k2 whose value is predicted")
+    assert TRACE.metrics(dict(reversed(scores.items()))) == metrics
+
+
+def test_metrics_count_each_cell_by_itself(data: SuiteData) -> None:
+    def right_at_low_k(sample: Sample) -> str:
+        good = sample.data["family"] == "arith" and sample.data["k"] <= 2
+        return str(sample.data["canonical_solution"]) if good else "?"
+
+    metrics = TRACE.metrics(scores_of(data, right_at_low_k))
+    assert metrics["trace.exact"].value == pytest.approx(80 / 680)
+    assert metrics["trace.exact/arith"].value == 0.5
+    assert metrics["trace.exact/arith/k2"].value == 1
+    assert metrics["trace.exact/arith/k3"].value == 0
+    assert metrics["trace.exact/call"].value == 0
+    half = metrics["trace.exact/arith"]
+    assert half.low == pytest.approx(0.4234, abs=1e-3)
+    assert half.high == pytest.approx(0.5766, abs=1e-3)
+
+
+def test_several_answers_count_as_their_mean_and_errors_for_nothing(data: SuiteData) -> None:
+    sample = data.samples[0]
+    scorer = TRACE.scorer(NoSandbox())
+    right = scorer.score(sample, Answer(sample.data["canonical_solution"]))
+    wrong = scorer.score(sample, Answer("?"))
+    broken = Score(error="it broke")
+    metrics = TRACE.metrics({"a": [broken, right, wrong, wrong, right], "b": [right], "c": [broken]})
+    assert metrics["trace.exact"].value == 0.75
+    assert metrics["trace.exact"].n == 2
+    assert TRACE.metrics({"c": [broken]}) == {}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_guess_in_the_definition_is_what_guessing_gives(data: SuiteData, family: str) -> None:
+    """The most frequent answer, given to everything, scores what the definition says; and that is little."""
+    answers = Counter(sample.data["canonical_solution"] for sample in data.samples if sample.data["family"] == family)
+    metric = TRACE.metrics(scores_of(data, lambda _: answers.most_common(1)[0][0]))[f"trace.exact/{family}"]
+    assert f"the most frequent answer would give {100 * metric.value:.1f}%" in metric.definition
+    assert metric.value < 0.16
+
+
+@pytest.mark.parametrize("pick", [0, 1, 2, 3])
+def test_naming_one_of_the_four_digits_is_right_one_time_in_four(data: SuiteData, pick: int) -> None:
+    chase = [sample for sample in data.samples if sample.data["family"] == "chase"]
+    hits = sum(
+        re.findall(r"=(\d)", sample.data["prompt"])[pick] == sample.data["canonical_solution"] for sample in chase
+    )
+    assert 0.17 < hits / len(chase) < 0.34
+
+
+def test_the_suite_is_registered() -> None:
+    assert get_suite("trace") == [TRACE]
+    assert f"v{programs.GENERATOR_VERSION}" in TRACE.version
