@@ -15,11 +15,13 @@ from typing import Annotated
 
 import typer
 
+from plt_eval.cli.data import app as data
 from plt_eval.cli.demo import demo
 from plt_eval.cli.export import export
 from plt_eval.cli.ls import ls
 from plt_eval.cli.run import run
 from plt_eval.cli.show import show
+from plt_eval.cli.study import study
 from plt_eval.cli.suites import suites
 from plt_eval.errors import UserError
 
@@ -33,10 +35,12 @@ app = typer.Typer(
 )
 app.command("demo")(demo)
 app.command("run")(run)
+app.command("study")(study)
 app.command("ls")(ls)
 app.command("show")(show)
 app.command("export")(export)
 app.command("suites")(suites)
+app.add_typer(data, name="data")
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,159 @@
+"""`plt-eval data`: text into token data to train on, and what such data is made of."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from plt_eval.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from plt_model.training.shards import Manifest
+
+app = typer.Typer(
+    help="Build the token data that models are trained on, and show what it is made of.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+_RECIPE_ONLY = "the recipe says it"
+
+
+@app.command("build")
+def build_data(
+    out: Annotated[Path, typer.Option(help="Folder for the data; with --recipe, one folder below it for each entry.")],
+    recipe: Annotated[
+        str | None, typer.Option(help="Build the data of this training recipe (a YAML file, or a bundled one's name).")
+    ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where text comes from, as kind=folder,path=src,glob=**/*.py (may be given again); kinds: folder, "
+            "jsonl, parquet, hub, installed, trace."
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="[--source] What to call the data (default: the folder).")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help='[--source] "bytes" (default) or the folder of a Hugging Face tokenizer.')
+    ] = None,
+    held_out: Annotated[float, typer.Option(help="Share of the documents that are kept from training.")] = 0.01,
+    shard_tokens: Annotated[int, typer.Option(help="Tokens a file.")] = 1 << 27,
+    workers: Annotated[int, typer.Option(help="Processes that tokenise; not for the tokenizer bytes.")] = 1,
+) -> None:
+    """Tokenise text into shards with a manifest.
+
+    Stopped or killed, the same command goes on where it stood and ends with the same files; complete, it prints what
+    there is.
+    """
+    from plt_eval.tables import output_console
+
+    if (recipe is None) == (not source):
+        raise UserError("give either --recipe or --source")
+    command = ("plt-eval", *sys.argv[1:])
+    if recipe is not None:
+        for flag, value in (("--name", name), ("--tokenizer", tokenizer)):
+            if value is not None:
+                raise UserError(f"{flag} has no effect with --recipe: {_RECIPE_ONLY}")
+        manifests = _build_recipe(recipe, out, held_out, shard_tokens, workers, command)
+    else:
+        from plt_eval.corpus import build, parse_source_option
+
+        chosen = name or out.resolve().name
+        manifest = build(
+            [parse_source_option(text) for text in source or ()],
+            tokenizer or "bytes",
+            out,
+            name=chosen,
+            held_out=held_out,
+            shard_tokens=shard_tokens,
+            workers=workers,
+            command=command,
+        )
+        manifests = {chosen: manifest}
+    output_console().print(_splits_table(manifests))
+    for built in manifests.values():
+        _warn_of_empty_splits(built)
+
+
+@app.command("show")
+def show_data(
+    folder: Annotated[Path, typer.Argument(help="A data folder, or a folder of data folders.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Read every file against its SHA-256.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print the manifests as JSON.")] = False,
+) -> None:
+    """Show what token data is made of.
+
+    Splits, sources, packages and licences. Exit code 2 when a file is missing or differs from the manifest.
+    """
+    from plt_eval.corpus.show import open_folders, verify_folder
+    from plt_eval.tables import output_console
+
+    manifests = open_folders(folder)
+    if verify:
+        for path, manifest in manifests.items():
+            verify_folder(path, manifest)
+    if json_:
+        _print_json(manifests)
+        return
+    console = output_console()
+    console.print(_splits_table({manifest.name: manifest for manifest in manifests.values()}))
+    for manifest in manifests.values():
+        for table in _source_tables(manifest):
+            console.print(table)
+        typer.echo(f"held out: {manifest.held_out_rule}")
+    if verify:
+        typer.echo("every file has the SHA-256 that its manifest says")
+
+
+def _build_recipe(
+    recipe: str, out: Path, held_out: float, shard_tokens: int, workers: int, command: tuple[str, ...]
+) -> dict[str, Manifest]:
+    from plt_eval.corpus import build_recipe_data
+    from plt_model.training.recipe import RecipeError, load_recipe
+
+    try:
+        loaded = load_recipe(recipe)
+    except RecipeError as error:
+        raise UserError(str(error)) from error
+    return build_recipe_data(
+        loaded, out, held_out=held_out, shard_tokens=shard_tokens, workers=workers, command=command
+    )
+
+
+def _splits_table(manifests: dict[str, Manifest]) -> Table:
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("data", overflow="fold")
+    table.add_column("split")
+    for heading in ("documents", "bytes", "tokens", "files"):
+        table.add_column(heading, justify="right")
+    for name, manifest in manifests.items():
+        for split, record in manifest.splits.items():
+            counts = (record.documents, record.bytes, record.tokens, len(record.shards))
+            table.add_row(name, split, *(f"{count:,}" for count in counts))
+    return table
+
+
+def _source_tables(manifest: Manifest) -> list[Table]:
+    from plt_eval.corpus.show import source_tables
+
+    return source_tables(manifest)
+
+
+def _warn_of_empty_splits(manifest: Manifest) -> None:
+    for split, record in manifest.splits.items():
+        if not record.documents and (split == "train" or manifest.held_out):
+            typer.echo(f"warning: {manifest.name}: no document is in the split {split}", err=True)
+
+
+def _print_json(manifests: dict[Path, Manifest]) -> None:
+    import json
+
+    rows = {str(path): manifest.model_dump(mode="json") for path, manifest in manifests.items()}
+    typer.echo(json.dumps(rows, indent=2))

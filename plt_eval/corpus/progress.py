@@ -1,0 +1,71 @@
+"""The progress of a build: documents, text a second, and time left where the size of the input is known."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from plt_eval.progress import LOG_EVERY_S
+
+
+class BuildProgress:
+    """A bar over the sources of one build, or a line now and then where it cannot be drawn."""
+
+    def __init__(self, console: Console, title: str, *, total: int | None) -> None:
+        self._console = console
+        self._title = title
+        self._total = total
+        self._done = 0
+        self._documents = 0
+        self._bytes = 0
+        self._began = self._logged_at = time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[counts]}", markup=False),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=total, counts="")
+
+    def resume(self, done: int, documents: int) -> None:
+        """Count what an earlier session did."""
+        self._done, self._documents = done, documents
+        # Restarted, so that the rate and the time left are of this session's work.
+        self._bar.reset(self._task, completed=done, start=True, total=self._total)
+
+    def advance(self, size: int, documents: int, text_bytes: int) -> None:
+        """So much more of the input is read, and so many documents of so many bytes are stored."""
+        self._done += size
+        self._documents += documents
+        self._bytes += text_bytes
+        self._bar.update(self._task, completed=self._done, counts=self.counts())
+        self._log()
+
+    def counts(self) -> str:
+        """As in "1,204 documents, 8.1 MB/s"."""
+        speed = self._bytes / max(time.monotonic() - self._began, 1e-9)
+        return f"{self._documents:,} documents, {speed / 1e6:.1f} MB/s"
+
+    def __enter__(self) -> BuildProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def _log(self) -> None:
+        now = time.monotonic()
+        if self._console.is_terminal or now - self._logged_at < LOG_EVERY_S:
+            return
+        self._logged_at = now
+        share = f"{100 * self._done / self._total:.0f}% read, " if self._total else ""
+        self._console.print(f"{self._title}: {share}{self.counts()}", markup=False, highlight=False, soft_wrap=True)
