@@ -1,0 +1,133 @@
+"""What is measured on one trained model of a study. Each function can be asked again: what is on disk is only read."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from rich.console import Console
+
+from plt_benchmarks.registry import get_suite
+from plt_eval.engines.hf import HFEngine
+from plt_eval.heldout import DocumentScores, package_groups, score_documents, summarise
+from plt_eval.journal import write_atomically
+from plt_eval.runner import Settings, run
+from plt_eval.study.plan import StudyPlan
+from plt_eval.study.records import CacheRecord, HeldOutRecord, SuiteRecord
+from plt_model import PLTCache, PLTConfig, PLTForCausalLM
+from plt_model.training.shards import MANIFEST, TokenData
+
+WINDOWS_AT_A_TIME = 16
+
+
+# --- held-out text ------------------------------------------------------------------------------------
+
+
+def measure_heldout(
+    engine: HFEngine, entry: Path, out: Path, *, sequence_length: int, limit_tokens: int | None
+) -> tuple[HeldOutRecord, DocumentScores]:
+    """Bits per byte of the engine's model on the held-out text of the data folder `entry`; `out` is the scores' file
+    without its ending. Scores are made again when the model, the data or the amount differs from the stored one's."""
+    data = TokenData.open(entry, "heldout")
+    settings = {
+        "weights_sha256": engine.weights_sha256,
+        "loops": engine.model.config.plt_num_loops,
+        "data_sha256": hashlib.sha256((entry / MANIFEST).read_bytes()).hexdigest(),
+        "sequence_length": sequence_length,
+        "limit_tokens": limit_tokens,
+    }
+    scores = _stored(out, settings)
+    if scores is None:
+        scores = score_documents(
+            engine.model,
+            data,
+            sequence_length=sequence_length,
+            batch_size=WINDOWS_AT_A_TIME,
+            limit_tokens=limit_tokens,
+            groups=package_groups(data),
+        )
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scores.save(out.with_name(out.name + ".npz"))
+        write_atomically(out.with_name(out.name + ".json"), json.dumps(settings, indent=2) + "\n")
+    return HeldOutRecord(**dataclasses.asdict(summarise(scores))), scores
+
+
+def _stored(out: Path, settings: Mapping[str, Any]) -> DocumentScores | None:
+    """The scores at `out`, if they were made with these settings, which are written last."""
+    try:
+        found = json.loads(out.with_name(out.name + ".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return DocumentScores.load(out.with_name(out.name + ".npz")) if found == settings else None
+
+
+# --- suites -------------------------------------------------------------------------------------------
+
+
+def measure_suites(engine: HFEngine, plan: StudyPlan, console: Console) -> dict[str, SuiteRecord]:
+    """Evaluate the engine on the plan's suites, or go on with, or read, the runs that did."""
+    from plt_eval.sandbox import open_sandbox
+
+    settings = Settings(results=plan.runs, limit=plan.limit, command=plan.command, sandbox=plan.sandbox)
+    records = {}
+    for name in plan.suites:
+        for suite in get_suite(name):
+            result = run(
+                suite,
+                suite.load(None),
+                engine,
+                lambda: open_sandbox(plan.sandbox, image=plan.sandbox_image),
+                settings,
+                console=console,
+            )
+            records[suite.name] = SuiteRecord(
+                run_id=result.run.manifest.run_id,
+                total=result.metrics.total,
+                missing=result.metrics.missing,
+                metrics=result.metrics.metrics,
+            )
+    return records
+
+
+# --- cost ---------------------------------------------------------------------------------------------
+
+
+def measure_cache(config: PLTConfig, context: int, dtype: torch.dtype) -> CacheRecord:
+    """What the cache of one sequence holds after `context` tokens, in bytes: the shapes of a prompt being read, without
+    the arithmetic (torch's meta device), so it costs nothing at any size."""
+    with torch.device("meta"):
+        model = PLTForCausalLM(config).to(dtype).eval()
+        cache = PLTCache(config)
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, context, dtype=torch.long), past_key_values=cache, logits_to_keep=1)
+    return CacheRecord(context=context, dtype=str(dtype).removeprefix("torch."), **cache.nbytes())
+
+
+def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
+    """All parameters, and those of them in the embedding and the head; a tied head counts once."""
+    config: Any = model.config
+    tables = 1 if config.tie_word_embeddings else 2
+    return sum(p.numel() for p in model.parameters()), tables * config.vocab_size * config.hidden_size
+
+
+# --- diagnosis ----------------------------------------------------------------------------------------
+
+
+class Diagnose(Protocol):
+    """What `plt_diagnostics.diagnose` must be for a study to call it: measure each loop of the checkpoint `model` on
+    the held-out text of the data folders `data`, write everything below `out`, and do nothing again that is there."""
+
+    def __call__(self, model: Path, *, data: Mapping[str, Path], out: Path) -> object: ...
+
+
+def find_diagnose() -> Diagnose | None:
+    """The installed version's, None when it has none."""
+    import plt_diagnostics
+
+    found: Diagnose | None = getattr(plt_diagnostics, "diagnose", None)
+    return found
