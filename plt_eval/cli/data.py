@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,8 +21,6 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-
-_RECIPE_ONLY = "the recipe says it"
 
 
 @app.command("build")
@@ -41,7 +40,10 @@ def build_data(
     tokenizer: Annotated[
         str | None, typer.Option(help='[--source] "bytes" (default) or the folder of a Hugging Face tokenizer.')
     ] = None,
-    held_out: Annotated[float, typer.Option(help="Share of the documents that are kept from training.")] = 0.01,
+    held_out: Annotated[
+        float | None,
+        typer.Option(help="Share of the documents kept from training (default 0.01; a source installed has its own)."),
+    ] = None,
     shard_tokens: Annotated[int, typer.Option(help="Tokens a file.")] = 1 << 27,
     workers: Annotated[int, typer.Option(help="Processes that tokenise; not for the tokenizer bytes.")] = 1,
 ) -> None:
@@ -54,27 +56,20 @@ def build_data(
 
     if (recipe is None) == (not source):
         raise UserError("give either --recipe or --source")
-    command = ("plt-eval", *sys.argv[1:])
     if recipe is not None:
         for flag, value in (("--name", name), ("--tokenizer", tokenizer)):
             if value is not None:
-                raise UserError(f"{flag} has no effect with --recipe: {_RECIPE_ONLY}")
-        manifests = _build_recipe(recipe, out, held_out, shard_tokens, workers, command)
-    else:
-        from plt_eval.corpus import build, parse_source_option
-
-        chosen = name or out.resolve().name
-        manifest = build(
-            [parse_source_option(text) for text in source or ()],
-            tokenizer or "bytes",
-            out,
-            name=chosen,
-            held_out=held_out,
-            shard_tokens=shard_tokens,
-            workers=workers,
-            command=command,
-        )
-        manifests = {chosen: manifest}
+                raise UserError(f"{flag} has no effect with --recipe: the recipe says it")
+    settings = _Settings(held_out, shard_tokens, workers, ("plt-eval", *sys.argv[1:]))
+    try:
+        if recipe is not None:
+            manifests = _build_recipe(recipe, out, settings)
+        else:
+            chosen = name or out.resolve().name
+            manifests = {chosen: _build_sources(source or [], tokenizer or "bytes", out, chosen, settings)}
+    except KeyboardInterrupt as stop:
+        typer.echo(f"plt-eval: interrupted: {stop or 'nothing was running'}", err=True)
+        raise typer.Exit(130) from None
     output_console().print(_splits_table(manifests))
     for built in manifests.values():
         _warn_of_empty_splits(built)
@@ -90,7 +85,7 @@ def show_data(
 
     Splits, sources, packages and licences. Exit code 2 when a file is missing or differs from the manifest.
     """
-    from plt_eval.corpus.show import open_folders, verify_folder
+    from plt_eval.corpus.show import open_folders, source_tables, verify_folder
     from plt_eval.tables import output_console
 
     manifests = open_folders(folder)
@@ -103,16 +98,50 @@ def show_data(
     console = output_console()
     console.print(_splits_table({manifest.name: manifest for manifest in manifests.values()}))
     for manifest in manifests.values():
-        for table in _source_tables(manifest):
+        for table in source_tables(manifest):
             console.print(table)
         typer.echo(f"held out: {manifest.held_out_rule}")
     if verify:
         typer.echo("every file has the SHA-256 that its manifest says")
 
 
-def _build_recipe(
-    recipe: str, out: Path, held_out: float, shard_tokens: int, workers: int, command: tuple[str, ...]
-) -> dict[str, Manifest]:
+@dataclass(frozen=True)
+class _Settings:
+    """The options that --recipe and --source share."""
+
+    held_out: float | None
+    shard_tokens: int
+    workers: int
+    command: tuple[str, ...]
+
+    def share(self, kinds: list[str]) -> float:
+        """--held-out, or its default. Raises UserError where it would have no effect."""
+        if self.held_out is None:
+            return 0.01
+        if set(kinds) == {"installed"}:
+            raise UserError(
+                "--held-out has no effect: installed packages are held out whole; say held_out=SHARE in the source"
+            )
+        return self.held_out
+
+
+def _build_sources(texts: list[str], tokenizer: str, out: Path, name: str, settings: _Settings) -> Manifest:
+    from plt_eval.corpus import build, parse_source_option
+
+    sources = [parse_source_option(text) for text in texts]
+    return build(
+        sources,
+        tokenizer,
+        out,
+        name=name,
+        held_out=settings.share([source.kind for source in sources]),
+        shard_tokens=settings.shard_tokens,
+        workers=settings.workers,
+        command=settings.command,
+    )
+
+
+def _build_recipe(recipe: str, out: Path, settings: _Settings) -> dict[str, Manifest]:
     from plt_eval.corpus import build_recipe_data
     from plt_model.training.recipe import RecipeError, load_recipe
 
@@ -121,7 +150,12 @@ def _build_recipe(
     except RecipeError as error:
         raise UserError(str(error)) from error
     return build_recipe_data(
-        loaded, out, held_out=held_out, shard_tokens=shard_tokens, workers=workers, command=command
+        loaded,
+        out,
+        held_out=settings.share([str(entry.source.get("kind")) for entry in loaded.data if entry.source is not None]),
+        shard_tokens=settings.shard_tokens,
+        workers=settings.workers,
+        command=settings.command,
     )
 
 
@@ -138,12 +172,6 @@ def _splits_table(manifests: dict[str, Manifest]) -> Table:
             counts = (record.documents, record.bytes, record.tokens, len(record.shards))
             table.add_row(name, split, *(f"{count:,}" for count in counts))
     return table
-
-
-def _source_tables(manifest: Manifest) -> list[Table]:
-    from plt_eval.corpus.show import source_tables
-
-    return source_tables(manifest)
 
 
 def _warn_of_empty_splits(manifest: Manifest) -> None:

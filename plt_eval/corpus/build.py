@@ -57,6 +57,7 @@ from plt_model.training.shards import (
     SourceRecord,
     Split,
     SplitRecord,
+    TokenData,
     WriterState,
     dtype_for,
     file_sha256,
@@ -163,6 +164,7 @@ def build(
     with _locked(out):
         stored = _complete(out, plan.request())
         if stored is not None:
+            shutil.rmtree(out / WORK, ignore_errors=True)  # all that a kill at the very end can leave
             return stored
         try:
             with naming_full_disk(out):
@@ -366,18 +368,23 @@ class _Build:
 
     def _copy(self) -> None:
         saved = time.monotonic()
-        totals = [reading.total for reading in self._readings]
-        total = None if None in totals else sum(one for one in totals if one is not None)
-        with BuildProgress(self._console, self._plan.name, total=total) as progress:
-            progress.resume(sum(tally.size for tally in self._tallies), sum(tally.documents for tally in self._tallies))
+        with BuildProgress(self._console, self._plan.name) as progress:
             batches = ((batch, batch.texts()) for batch in self._batches())
             for batch, rows in encode_in_order(self._plan.encoder, batches, workers=self._plan.workers):
+                self._show(progress, batch)
                 self._store(batch, rows)
                 progress.advance(batch.size, len(batch.kept), sum(kept.text_bytes for kept in batch.kept))
                 if time.monotonic() - saved >= SAVE_EVERY_S:
                     self._save()
                     saved = time.monotonic()
         self._save()
+
+    def _show(self, progress: BuildProgress, batch: _Batch) -> None:
+        """Begin the bar of the batch's source, if it is not there already."""
+        tally = self._tallies[batch.source]
+        number = f" {batch.source + 1}/{len(self._tallies)}" if len(self._tallies) > 1 else ""
+        title = f"{self._plan.name}{number}: {self._plan.sources[batch.source].kind}"
+        progress.source(title, self._readings[batch.source].total, tally.size, tally.documents)
 
     def _batches(self) -> Iterator[_Batch]:
         """The records that are still to be read. Runs ahead of what is stored."""
@@ -638,9 +645,11 @@ def _complete(out: Path, request: dict[str, Any]) -> Manifest | None:
         return None
     try:
         manifest = read_manifest(out)
+        _refuse_difference(out, manifest.request, request, "choose another folder")
+        for split in manifest.splits:
+            TokenData.open(out, split)
     except ShardError as error:
-        raise UserError(str(error)) from error
-    _refuse_difference(out, manifest.request, request, "choose another folder")
+        raise UserError(f"{error}; delete {out} to build it again") from error
     return manifest
 
 

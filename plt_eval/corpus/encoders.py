@@ -87,7 +87,7 @@ class FolderEncoder:
             kind="folder",
             path=str(folder),
             sha256=tokenizer_sha256(folder),
-            vocab_size=len(self._tokenizer),
+            vocab_size=1 + max(self._tokenizer.get_vocab().values()),
             bos=self._tokenizer.bos_token_id,
             eos=eos,
         )

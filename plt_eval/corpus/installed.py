@@ -195,6 +195,14 @@ def _is_wanted(path: Path, inside: PurePosixPath) -> bool:
     return path.is_file() and path.stat().st_size <= MAX_FILE_BYTES
 
 
+def _is_generated(path: Path) -> bool:
+    try:
+        with path.open("rb") as stream:
+            return _GENERATED.search(stream.read(_HEAD)) is not None
+    except OSError:
+        return False
+
+
 def _limited(files: list[SourceFile], max_bytes: int, left_out: dict[str, int]) -> list[SourceFile]:
     """As many files of each package or top-level standard module as the limit allows, drawn evenly over it: by the hash
     of their names."""
@@ -203,8 +211,9 @@ def _limited(files: list[SourceFile], max_bytes: int, left_out: dict[str, int]) 
     for file in sorted(files, key=lambda file: hashlib.sha256(file.name.encode()).digest()):
         left = room.setdefault(file.package.unit, max_bytes)
         if file.size <= left:
-            room[file.package.unit] = left - file.size
             kept.append(file)
+            if not _is_generated(file.path):  # those are rejected when read, and take no room from others
+                room[file.package.unit] = left - file.size
         else:
             left_out[file.package.unit] = left_out.get(file.package.unit, 0) + 1
     return sorted(kept, key=lambda file: file.name)

@@ -12,12 +12,12 @@ from plt_eval.progress import LOG_EVERY_S
 
 
 class BuildProgress:
-    """A bar over the sources of one build, or a line now and then where it cannot be drawn."""
+    """A bar for each source of a build in turn, or a line now and then where it cannot be drawn."""
 
-    def __init__(self, console: Console, title: str, *, total: int | None) -> None:
+    def __init__(self, console: Console, title: str) -> None:
         self._console = console
         self._title = title
-        self._total = total
+        self._total: int | None = None
         self._done = 0
         self._documents = 0
         self._bytes = 0
@@ -32,13 +32,16 @@ class BuildProgress:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task(title, total=total, counts="")
+        self._task = self._bar.add_task(title, total=None, counts="")
 
-    def resume(self, done: int, documents: int) -> None:
-        """Count what an earlier session did."""
-        self._done, self._documents = done, documents
-        # Restarted, so that the rate and the time left are of this session's work.
-        self._bar.reset(self._task, completed=done, start=True, total=self._total)
+    def source(self, title: str, total: int | None, done: int, documents: int) -> None:
+        """The source that is now read, and what an earlier session did of it; nothing new if it is the same."""
+        if title == self._title:
+            return
+        self._title, self._total, self._done, self._documents, self._bytes = title, total, done, documents, 0
+        self._began = time.monotonic()
+        # Restarted, so that the rate and the time left are of this session's work on this source.
+        self._bar.reset(self._task, description=title, total=total, completed=done, start=True)
 
     def advance(self, size: int, documents: int, text_bytes: int) -> None:
         """So much more of the input is read, and so many documents of so many bytes are stored."""

@@ -19,8 +19,9 @@ import hashlib
 import itertools
 import json
 import os
+import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -184,23 +185,17 @@ class HubSource(_Source):
         total = counted.num_examples if counted is not None and counted.num_examples else None
 
         def records(start: int) -> Records:
-            try:
-                for number, row in enumerate(rows.skip(start), start=start):
-                    yield _row_record(f"{self.dataset}#{number}", row, self, 1)
-            except (OSError, ConnectionError) as error:
-                raise UserError(
-                    f"source hub: {self.dataset}: {_brief(error)}; run the command again to go on"
-                ) from error
+            for number, row in enumerate(_streamed(self.dataset, rows.skip(start)), start=start):
+                yield _row_record(f"{self.dataset}#{number}", row, self, 1)
 
         return Reading(self.dataset, commit, fingerprint, total, records)
 
     def _load(self, commit: str | None) -> Any:
         from datasets import load_dataset
-        from datasets.exceptions import DatasetsError
 
         try:
             return load_dataset(self.dataset, self.config, split=self.split, revision=commit, streaming=True)
-        except (DatasetsError, OSError, ValueError) as error:
+        except _hub_errors() as error:
             raise UserError(f"source hub: {self.dataset} cannot be opened: {_brief(error)}") from error
 
 
@@ -350,15 +345,38 @@ def _parquet(path: Path) -> Any:
 
 def _hub_commit(dataset: str, revision: str | None) -> str:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         commit = HfApi().dataset_info(dataset, revision=revision).sha
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except _hub_errors() as error:
         raise UserError(f"source hub: {dataset} at revision {revision or 'main'}: {_brief(error)}") from error
     if commit is None:
         raise UserError(f"source hub: {dataset} has no commit at revision {revision or 'main'}")
     return str(commit)
+
+
+def _streamed(dataset: str, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows; what goes wrong on the way is one line."""
+    iterator = iter(rows)
+    while True:
+        try:
+            row = next(iterator)
+        except StopIteration:
+            return
+        except _hub_errors() as error:
+            why = f"{_brief(error)}; the same command goes on from here"
+            raise UserError(f"source hub: {dataset}: {why}") from error
+        yield row
+
+
+def _hub_errors() -> tuple[type[Exception], ...]:
+    """What the hub's libraries raise for a wrong name, a broken file or a network that is away."""
+    from datasets.exceptions import DatasetsError
+
+    # huggingface_hub has changed its HTTP library before: take the errors of whichever is loaded.
+    clients = [sys.modules[name] for name in ("httpx", "httpx2", "requests") if name in sys.modules]
+    network = [client.RequestException if client.__name__ == "requests" else client.HTTPError for client in clients]
+    return (DatasetsError, OSError, ValueError, *network)
 
 
 def _globbed(root: Path, pattern: str) -> Iterator[Path]:
