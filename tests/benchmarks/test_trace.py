@@ -154,7 +154,7 @@ def test_chase_looks_the_same_at_every_k(k: int) -> None:
         assert len(found) == CHASE_LINES
         assert len(program.source) == 4 * CHASE_LINES
         assert len(set(digits)) == CHASE_ROOTS
-        for query in program.queries:
+        for query in (*program.queries, *(check.query for check in program.checks)):
             assert found[query.expression] == (query.answer, query.k)
         assert len({query.expression for query in program.queries}) == 5
         assert len({query.k for query in program.queries}) >= 2
@@ -188,7 +188,7 @@ def test_arithmetic_answers_are_uniform_and_no_step_can_be_left_out(family: str)
 def test_arith_counts_updates() -> None:
     for _, k in (cell for cell in CELLS if cell[0] == "arith"):
         program = drawn(("arith", k), 1)
-        assert program.source.count("%10") == k == len(program.checks) + 1
+        assert program.source.count("%10") == k == len(program.checks) - 1
         assert len(program.source.splitlines()) == k + 2
 
 
@@ -196,8 +196,8 @@ def test_arith_counts_updates() -> None:
 def test_no_string_comes_back_on_the_way(k: int) -> None:
     for seed in range(300):
         program = drawn(("string", k), seed)
-        words = [program.source.splitlines()[0].partition("=")[2], *(check.query.answer for check in program.checks)]
-        words.append(program.queries[-1].answer)
+        words = [*(check.query.answer for check in program.checks), program.queries[-1].answer]
+        assert program.source.splitlines()[0].endswith(f"={words[0]}")
         assert len(set(words)) == k + 1
         assert all(2 <= len(ast.literal_eval(word)) <= 5 for word in words)
 
@@ -263,11 +263,10 @@ def test_documents_are_true_and_mixed_evenly(documents: list[str]) -> None:
         assert text.endswith("\n")
         values_at_end(text)
         kinds[kind(text)] += 1
-        if kind(text) in ("arith", "string") and text.count("%10") + text.count("[") + text.count("+") > 3:
+        if kind(text) == "string":
             checked[text.count("assert") > 1] += 1
     assert set(kinds.values()) == {1000}
-    assert checked[True] > 100
-    assert checked[False] > 100
+    assert 350 < checked[True] < 550
 
 
 def kind(text: str) -> str:
@@ -313,7 +312,8 @@ def test_the_standard_set_does_not_drift(data: SuiteData) -> None:
 
 def test_training_text_does_not_drift() -> None:
     digest = hashlib.sha256("".join(training_documents(0, 500)).encode()).hexdigest()
-    assert digest == "c5c23d9998fc9342eb02853a6ad625961601a41e2b43b2e0598206aa0ff3b223", (
+    pinned = "a00ecda42d99996a60d612dfe3f25bd1e61dfcff6d5c60895c487cb1ef07f823"
+    assert digest == pinned, "what is generated changed: raise GENERATOR_VERSION, pin the new hashes"
         "what is generated changed: raise GENERATOR_VERSION and the pinned hashes"
     )
 

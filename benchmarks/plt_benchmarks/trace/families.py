@@ -19,7 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 LETTERS = string.ascii_lowercase
-CHASE_LINES, CHASE_ROOTS, CHASE_QUERIES, CHASE_DEEPEST = 12, 4, 5, 6
+CHASE_LINES, CHASE_ROOTS, CHASE_DEEPEST = 12, 4, 6
+CHASE_QUERIES, CHASE_CHECKS = 5, 6
 CALL_QUERIES = 4
 WORD_LETTERS = "abcdefgh"
 SHORTEST_WORD, LONGEST_WORD = 2, 5
@@ -59,10 +60,10 @@ class Program:
 
     def document(self, checks: Sequence[Check] = ()) -> str:
         """The program as a text to learn from: `checks` where they hold, then each query, as `assert EXPR==ANSWER`."""
-        inserted = {check.lines: _assertion(check.query) for check in checks}
-        lines = self.source.splitlines(keepends=True)
-        body = (line + inserted.get(number, "") for number, line in enumerate(lines, 1))
-        return "".join([*body, *map(_assertion, self.queries)])
+        text = ""
+        for number, line in enumerate(self.source.splitlines(keepends=True), 1):
+            text += line + "".join(_assertion(check.query) for check in checks if check.lines == number)
+        return text + "".join(map(_assertion, self.queries))
 
 
 def _assertion(query: Query) -> str:
@@ -73,21 +74,26 @@ def _assertion(query: Query) -> str:
 
 
 def chase(k: int, rng: random.Random) -> Program:
-    """Copies of copies of four digits, in an order in which every variable is assigned before it is copied."""
+    """Copies of copies of four digits, in an order in which every variable is assigned before it is copied; checks of
+    some variables where they are assigned."""
     parents = _forest(k, rng)
     names = rng.sample(LETTERS, CHASE_LINES)
     digits = rng.sample(string.digits, CHASE_ROOTS)
     roots = [node for node, parent in enumerate(parents) if parent is None]
     value = dict(zip(roots, digits, strict=True))
     depth = dict.fromkeys(roots, 0)
+    order = _running_order(parents, rng)
     lines = []
-    for node in _running_order(parents, rng):
+    for node in order:
         parent = parents[node]
         if parent is not None:
             value[node], depth[node] = value[parent], depth[parent] + 1
         lines.append(f"{names[node]}={value[node] if parent is None else names[parent]}\n")
-    queries = [Query(names[node], value[node], depth[node]) for node in _asked(k, depth, rng)]
-    return Program("chase", k, "".join(lines), tuple(queries))
+    queries = [Query(names[node], value[node], depth[node]) for node in range(CHASE_LINES)]
+    asked = [queries[node] for node in _asked(k, depth, rng)]
+    checked = sorted(rng.sample(range(CHASE_LINES), CHASE_CHECKS))
+    checks = [Check(place + 1, queries[order[place]]) for place in checked]
+    return Program("chase", k, "".join(lines), tuple(asked), tuple(checks))
 
 
 def _forest(k: int, rng: random.Random) -> list[int | None]:
@@ -146,18 +152,20 @@ def _step(variable: str, other: str, other_value: int, rng: random.Random) -> St
 
 
 def arith(k: int, rng: random.Random) -> Program:
-    """`a=(a+4)%10`, k times, after the assignments of both variables; checks after every update but the last."""
+    """`a=(a+4)%10`, k times, after the assignments of both variables; checks before each update."""
     variable, other = rng.sample(LETTERS, 2)
     value, other_value = rng.randrange(10), rng.randrange(1, 10)
     lines = [f"{variable}={value}\n", f"{other}={other_value}\n"]
     rng.shuffle(lines)
-    queries = []
+    constant = Query(other, str(other_value), 0)
+    queries = [Query(variable, str(value), 0)]
     for done in range(1, k + 1):
         expression, update = _step(variable, other, other_value, rng)
         value = update(value) % 10
         lines.append(f"{variable}=({expression})%10\n")
         queries.append(Query(variable, str(value), done))
-    return Program("arith", k, "".join(lines), (queries[-1],), _on_the_way(queries, first_line=3))
+    asked = rng.sample([queries[-1], constant], 2)
+    return Program("arith", k, "".join(lines), tuple(asked), (Check(2, constant), *_on_the_way(queries, first_line=2)))
 
 
 def call(k: int, rng: random.Random) -> Program:
@@ -177,7 +185,7 @@ def call(k: int, rng: random.Random) -> Program:
 
 
 def _on_the_way(queries: Sequence[Query], first_line: int) -> tuple[Check, ...]:
-    """Checks from the queries after each step but the last; the first step is on line `first_line`."""
+    """Checks from the queries after each line but the last, the first of which is about line `first_line`."""
     return tuple(Check(line, query) for line, query in enumerate(queries[:-1], first_line))
 
 
@@ -197,7 +205,7 @@ EDITS: Mapping[str, Callable[[str, str], str]] = {
 
 
 def edit(k: int, rng: random.Random) -> Program:
-    """Family `string`: a word of different letters, edited k times; checks after every edit but the last."""
+    """Family `string`: a word of different letters, edited k times; checks before each edit."""
     name = rng.choice(LETTERS)
     words = ["".join(rng.sample(WORD_LETTERS, rng.randrange(3, 5)))]
     lines = [f"{name}='{words[0]}'\n"]
@@ -207,5 +215,5 @@ def edit(k: int, rng: random.Random) -> Program:
         if SHORTEST_WORD <= len(word) <= LONGEST_WORD and word not in words:
             words.append(word)
             lines.append(f"{name}={form.format(s=name, letter=letter)}\n")
-    queries = [Query(name, repr(word), done) for done, word in enumerate(words[1:], 1)]
-    return Program("string", k, "".join(lines), (queries[-1],), _on_the_way(queries, first_line=2))
+    queries = [Query(name, repr(word), done) for done, word in enumerate(words)]
+    return Program("string", k, "".join(lines), (queries[-1],), _on_the_way(queries, first_line=1))

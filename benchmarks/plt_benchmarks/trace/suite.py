@@ -263,8 +263,8 @@ TRACE = TraceSuite(
         stem="trace",
         version=f"v{GENERATOR_VERSION}",
         url="generated",
-        md5="59c2bb446ac72540299c883515126a90",
-        sha256="da15af965a2b08d09acf86b61c85babae51a9f45e0154d1db28822c203aab638",
+        md5="9f5fb9ff7ce1c5e8615886404816a2ae",
+        sha256="203615013b772bf2c23fc75a8efd9b1429daebaec08dc8c53ff70a2de84eb206",
     ),
     summary="680 generated programs: predict a value behind 1 to 6 steps of copying, arithmetic, calls or string edits",
 )
