@@ -23,6 +23,7 @@ from plt_eval.cli.run import run
 from plt_eval.cli.show import show
 from plt_eval.cli.study import study
 from plt_eval.cli.suites import suites
+from plt_eval.cli.train import sft, train
 from plt_eval.errors import UserError
 
 app = typer.Typer(
@@ -36,6 +37,8 @@ app = typer.Typer(
 app.command("demo")(demo)
 app.command("run")(run)
 app.command("study")(study)
+app.command("train")(train)
+app.command("sft")(sft)
 app.command("ls")(ls)
 app.command("show")(show)
 app.command("export")(export)
@@ -78,6 +81,8 @@ def _user_message(error: Exception) -> str | None:
 
     if isinstance(error, UserError | SuiteError | SandboxError):
         return str(error)
+    if isinstance(error, ValueError) and type(error).__module__.startswith("plt_model."):
+        return str(error)  # the model's own errors are one line for the user too; their modules are slow to import
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return where + (error.strerror or str(error))

@@ -19,7 +19,6 @@ batch; transformers' Trainer does. The first token of a sequence is never predic
 from __future__ import annotations
 
 import warnings
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,17 +57,16 @@ __all__ = [
 IGNORE = -100
 """The label of a token that carries no loss."""
 
+Ids = NDArray[np.int32]
+
 
 @dataclass(frozen=True, eq=False)
 class Example:
     """One record in tokens; both arrays are [T] int32. `id` names the record ("file:line")."""
 
     id: str
-    input_ids: NDArray[np.int32]
-    labels: NDArray[np.int32]
-
-
-_Labelled = tuple[list[int], list[int]]
+    input_ids: Ids
+    labels: Ids
 
 
 # --- records to tokens --------------------------------------------------------------------------------
@@ -96,7 +94,8 @@ class Encoder:
         self.seen: dict[str, tuple[int, str]] = {}
         self._answers: ChatAnswers | None = None
         self._special = special_tokens(tokenizer)
-        self._unknown = {tokenizer.unk_token_id, tokenizer.pad_token_id} - {None, tokenizer.eos_token_id}
+        unknown = {tokenizer.unk_token_id, tokenizer.pad_token_id} - {None, tokenizer.eos_token_id}
+        self._unknown = np.array(sorted(unknown), np.int32)
 
     def encode(self, record: Instruction) -> Example | None:
         """The example, or None when there is nothing to learn in it (no answer, or none within `max_length`) or when it
@@ -110,14 +109,15 @@ class Encoder:
         if len(ids) > limit and not self.truncate:
             self._count(f"records of more than {limit} tokens, left out", record.id)
             return None
-        if all(label == IGNORE for label in labels[:limit]):
+        ids, labels = ids[:limit], labels[:limit]
+        if (labels == IGNORE).all():
             self._count(f"records without an answer within {limit} tokens, left out", record.id)
             return None
-        if len(ids) > limit:
+        if len(text[0]) > limit:
             self._count(f"records of more than {limit} tokens, cut there", record.id)
-        if not self._unknown.isdisjoint(labels[:limit]):
+        if np.isin(labels, self._unknown).any():
             self._count("records whose answer has text that the tokenizer has no token for", record.id)
-        return Example(record.id, np.array(ids[:limit], np.int32), np.array(labels[:limit], np.int32))
+        return Example(record.id, ids, labels)
 
     def notes(self) -> list[str]:
         """A line for each thing that was seen, as in "records without an answer, left out: 3 (first: f:7)"."""
@@ -127,7 +127,7 @@ class Encoder:
         count, first = self.seen.get(what, (0, place))
         self.seen[what] = (count + 1, first)
 
-    def _conversation(self, record: Conversation) -> _Labelled | None:
+    def _conversation(self, record: Conversation) -> tuple[Ids, Ids] | None:
         wanted = [i for i, turn in enumerate(record.turns) if turn.role == "assistant"]
         if self.last_turn_only:
             wanted = wanted[-1:]
@@ -143,7 +143,7 @@ class Encoder:
         ids, offsets = self._tokenize(text, add_special_tokens=False)
         return self._labelled(record.id, ids, offsets, spans)
 
-    def _prompt_completion(self, record: PromptCompletion) -> _Labelled | None:
+    def _prompt_completion(self, record: PromptCompletion) -> tuple[Ids, Ids] | None:
         eos = self.tokenizer.eos_token
         completion = record.completion.removesuffix(eos)
         if not completion.strip():
@@ -168,31 +168,31 @@ class Encoder:
             return ids[1:], offsets[1:]
         return ids, offsets
 
-    def _labelled(self, place: str, ids: list[int], offsets: list[Span], spans: Sequence[Span]) -> _Labelled:
-        if any(begin < edge < end for edge, _ in spans for begin, end in offsets):
+    def _labelled(self, place: str, ids: list[int], offsets: list[Span], spans: Sequence[Span]) -> tuple[Ids, Ids]:
+        tokens, places = np.array(ids, np.int32), np.array(offsets, np.int32)
+        if any(((places[:, 0] < edge) & (edge < places[:, 1])).any() for edge, _ in spans):
             self._count("records where one token holds the prompt's end and the answer's beginning", place)
-        return ids, answer_labels(ids, offsets, spans)
+        return tokens, answer_labels(tokens, places, spans)
 
     def _look_for_specials(self, place: str, texts: Iterable[str]) -> None:
         if any(self._special.search(text) for text in texts):
             self._count("records that spell out special tokens, which stand in their text as in any prompt", place)
 
 
-def answer_labels(ids: Sequence[int], offsets: Sequence[Span], spans: Sequence[Span]) -> list[int]:
-    """`ids` where a token holds at least one character of a span, else IGNORE; the first, never predicted, IGNORE.
+def answer_labels(ids: Ids, offsets: Ids, spans: Sequence[Span]) -> Ids:
+    """`ids` [T] where a token holds at least one character of a span, else IGNORE; the first, never predicted, IGNORE.
 
-    `offsets` are each token's characters (begin, end), `spans` the answers', in order. Tokenizers disagree about the
-    blanks between offsets (some trim them), so that a token is taken to begin where the one before it ended.
+    `offsets` [T, 2] are each token's characters (begin, end), `spans` the answers', in order. Tokenizers disagree about
+    the blanks between offsets (some trim them), so that a token is taken to begin where the one before it ended.
     """
-    labels = []
-    reached = 0
-    starts = [begin for begin, _ in spans]
-    for token, (begin, end) in zip(ids, offsets, strict=True):
-        begin = min(begin, reached)
-        at = bisect_right(starts, end - 1) - 1  # the last span that begins before this token's end
-        labels.append(token if end > begin and at >= 0 and spans[at][1] > begin else IGNORE)
-        reached = max(reached, end)
-    return [IGNORE, *labels[1:]]
+    begins, ends = offsets.T
+    begins = np.minimum(begins, np.concatenate([[0], np.maximum.accumulate(ends)[:-1]]))
+    span_begins, span_ends = np.array(spans).T
+    # The last span that begins before the token's end; -1 for a token before all spans.
+    at = np.searchsorted(span_begins, ends, side="left") - 1
+    held = (begins < ends) & (at >= 0) & (begins < span_ends[at])
+    held[:1] = False
+    return np.where(held, ids, IGNORE).astype(np.int32)
 
 
 def _warn(message: str) -> None:

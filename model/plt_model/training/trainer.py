@@ -1,0 +1,271 @@
+"""transformers' Trainer, with what an experiment over loop counts needs of it.
+
+- Batches in the data set's own order, which no setting shuffles.
+- Checkpoints that are whole or absent (plt_model.training.checkpoints), in one format for any number of processes:
+  weights as float32 safetensors that load as a model, the optimizer's state by parameter name.
+- A loss or a gradient that is not finite ends the run before it touches the weights.
+- Every logged step in `metrics.jsonl`, which a resumed run continues without a gap or a repetition.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint.state_dict_loader as loader
+import torch.distributed.checkpoint.state_dict_saver as saver
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import Trainer, TrainingArguments
+
+from plt_model.loading import weight_files
+from plt_model.training import checkpoints
+from plt_model.training.recipe import Schedule
+
+METRICS = "metrics.jsonl"
+OPTIMIZER = "optimizer"
+
+
+class TrainingError(ValueError):
+    """Training cannot go on; the message is one line for the user."""
+
+
+class PLTTrainer(Trainer):
+    """`describe(i)` names example i of the data; `tokens(batch)` counts what a logged step has trained on."""
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        args: TrainingArguments,
+        data: Dataset[dict[str, Tensor]],
+        collate: Callable[[Sequence[dict[str, Tensor]]], dict[str, Tensor]],
+        describe: Callable[[int], str],
+        schedule: Schedule,
+        flops_per_token: float | None = None,
+        started_at: float = 0.0,
+        tokens_done: int = 0,
+    ) -> None:
+        super().__init__(model=model, args=args, train_dataset=data, data_collator=collate)
+        self.describe, self.schedule, self.flops_per_token = describe, schedule, flops_per_token
+        self.out = Path(args.output_dir)
+        self.step_seconds: list[float] = []
+        self._indices: list[int] = []
+        self._tokens = tokens_done
+        self._seconds_before = started_at
+        self._began: float | None = None
+        self._step_began = 0.0
+        self.lr_scheduler: Any
+
+    # --- order, schedule ------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.lr_scheduler is None:
+            factor = self.schedule.factor
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                self.optimizer if optimizer is None else optimizer, lambda step: factor(step, num_training_steps)
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    # --- one step -------------------------------------------------------------------------------------
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        if self._began is None:
+            self._began = self._step_began = time.monotonic()
+        self._indices += inputs.pop("index").tolist()
+        mask = inputs.get("attention_mask")
+        self._tokens += self.args.world_size * int(inputs["input_ids"].numel() if mask is None else mask.sum())
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise TrainingError(self._not_finite("the loss", float(loss)))
+        return loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        norm = super()._clip_grad_norm(model)
+        if not torch.isfinite(torch.as_tensor(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)):
+            raise TrainingError(self._not_finite("the gradient's norm", float(norm)))
+        self._indices.clear()
+        return norm
+
+    def _not_finite(self, what: str, found: float) -> str:
+        good = checkpoints.last_good(self.out, lambda _: None)
+        back = "there is no checkpoint yet" if good is None else f"the last good checkpoint is {good[1]}"
+        batch = ", ".join(self.describe(i) for i in self._indices[:16])
+        more = f" and {len(self._indices) - 16} more" if len(self._indices) > 16 else ""
+        return f"{what} is {found} at step {self.state.global_step + 1}, on {batch}{more}; {back}"
+
+    # --- logging --------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """One line of metrics.jsonl for every logged step, then transformers' own reporters."""
+        if "loss" in logs:
+            logs = {**logs, **self._pace()}
+        super().log(logs, start_time)
+        self.state.log_history.clear()  # it is in the file; kept here, every checkpoint would hold all of it
+        if "loss" in logs and self.is_world_process_zero():
+            row = {"step": self.state.global_step, **logs}
+            with (self.out / METRICS).open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
+
+    def _pace(self) -> dict[str, float]:
+        now = time.monotonic()
+        assert self._began is not None
+        steps = max(1, self.args.logging_steps)
+        took = (now - self._step_began) / steps
+        self._step_began = now
+        self.step_seconds.append(took)
+        seconds = self._seconds_before + now - self._began
+        rate = self._tokens_a_step() / took
+        pace: dict[str, float] = {
+            "tokens": self._tokens,
+            "seconds": round(seconds, 3),
+            "tokens_per_second": round(rate),
+        }
+        if self.flops_per_token is not None:
+            pace["flops_per_second"] = rate * self.flops_per_token
+        return pace
+
+    def _tokens_a_step(self) -> float:
+        return float(self._tokens / max(1, self.state.global_step))
+
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens trained on, over all processes and sessions."""
+        return self._tokens
+
+    @property
+    def median_step(self) -> float:
+        """Seconds an optimizer step, the median over this session."""
+        return statistics.median(self.step_seconds) if self.step_seconds else 0.0
+
+    # --- checkpoints ----------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ARG002 (transformers' signature)
+        step = self.state.global_step
+        folder = checkpoints.staging(self.out, step)
+        if self.is_world_process_zero():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        _barrier()
+        self.save_model(str(folder), _internal_call=True)
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_scaler(str(folder))
+        self._save_rng_state(str(folder))
+        if self.is_world_process_zero():
+            self.state.save_to_json(str(folder / "trainer_state.json"))
+            (folder / "progress.json").write_text(json.dumps({"tokens": self._tokens, "seconds": self._seconds()}))
+            (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing here reads
+        _barrier()
+        if self.is_world_process_zero():
+            _sync_file(self.out / METRICS)
+            checkpoints.publish(self.out, step)
+            checkpoints.prune(self.out, self.args.save_total_limit or 2)
+        _barrier()
+        self._step_began = time.monotonic()  # a step's time is not its checkpoint's
+
+    def _seconds(self) -> float:
+        return self._seconds_before + (time.monotonic() - self._began if self._began is not None else 0.0)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """By parameter name, each process its own share: any number of processes reads it back."""
+        with _quiet_single_process():
+            saver.save(self._optimizer_state(), checkpoint_id=Path(output_dir) / OPTIMIZER)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        state = self._optimizer_state()
+        with _quiet_single_process():
+            loader.load(state, checkpoint_id=Path(checkpoint) / OPTIMIZER)
+        set_optimizer_state_dict(self.model, self._raw_optimizer(), state["optimizer"])
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
+
+    def _optimizer_state(self) -> dict[str, Any]:
+        return {"optimizer": get_optimizer_state_dict(self.model, self._raw_optimizer())}
+
+    def _raw_optimizer(self) -> torch.optim.Optimizer:
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        return optimizer
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """The weights, into a model that is sharded or not."""
+        target = self.model if model is None else model
+        weights: dict[str, Any] = {}
+        if self.is_world_process_zero() or not self.is_fsdp_enabled:
+            for file in weight_files(Path(resume_from_checkpoint)):
+                weights.update(load_file(file))
+        if self.is_fsdp_enabled:
+            options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+            set_model_state_dict(target, weights, options=options)
+        else:
+            target.load_state_dict(weights)
+
+
+def resume_metrics(out: Path, step: int) -> None:
+    """Drop what metrics.jsonl says of steps after `step`: they are about to be trained again."""
+    path = out / METRICS
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break  # the line that a kill cut
+        if row["step"] <= step:
+            kept.append(line + "\n")
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    _sync_file(partial)
+    partial.replace(path)
+
+
+def read_metrics(out: Path) -> list[dict[str, float]]:
+    """The logged steps of a training folder, in order."""
+    path = out / METRICS
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def _barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def _sync_file(path: Path) -> None:
+    if path.exists():
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+
+
+class _quiet_single_process(warnings.catch_warnings):
+    """Without the remark that one process saves as one process."""
+
+    def __enter__(self) -> Any:
+        value = super().__enter__()
+        warnings.filterwarnings("ignore", message=".*torch.distributed is.*uninitialized.*")
+        logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)
+        return value
