@@ -48,7 +48,8 @@ def run_study(plan: StudyPlan, console: Console) -> Study:
             try:
                 return session.work()
             except KeyboardInterrupt as error:
-                raise StudyInterrupted(f"{plan.out}: stopped; run the same command again to go on") from error
+                where = f" ({error})" if str(error) else ""
+                raise StudyInterrupted(f"{plan.out}: run the same command again to go on{where}") from error
 
 
 def _load(plan: StudyPlan) -> Any:

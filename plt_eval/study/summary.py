@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -211,5 +210,6 @@ def _size(count: int | None) -> str:
         return "-"
     if count < 1024:
         return f"{count} B"
-    power = min(4, int(math.log(count, 1024)))
-    return f"{count / 1024**power:.3g} {'KMGT'[power - 1]}iB"
+    power = min(4, (count.bit_length() - 1) // 10)
+    value = count / 1024**power
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {'KMGT'[power - 1]}iB"
