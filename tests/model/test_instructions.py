@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -30,6 +31,7 @@ from plt_model.training.instructions import (
     Example,
     InstructionDataset,
     InstructionError,
+    answer_labels,
     collate,
     load_instructions,
     read_instructions,
@@ -408,6 +410,12 @@ def test_no_character_of_an_answer_is_left_out(parts: list[str], data: st.DataOb
     labelled = [begin for begin, label in zip(begins, example.labels[:-1], strict=True) if label != IGNORE]
     first = max((begin for begin in begins if begin <= 1 + cut), default=0)
     assert labelled == [begin for begin in begins if begin >= max(first, begins[1] if len(begins) > 1 else 1)]
+
+
+def test_a_token_across_the_end_belongs_to_the_answer() -> None:
+    offsets = np.array([(0, 2), (2, 4), (4, 6), (6, 7), (7, 9)])
+    labels = answer_labels(np.arange(5), offsets, [(2, 5), (7, 8)])
+    assert labels.tolist() == [IGNORE, 1, 2, IGNORE, 4]
 
 
 def test_blanks_that_offsets_leave_out_are_learnt() -> None:
