@@ -312,7 +312,7 @@ def test_the_standard_set_does_not_drift(data: SuiteData) -> None:
 
 def test_training_text_does_not_drift() -> None:
     digest = hashlib.sha256("".join(training_documents(0, 500)).encode()).hexdigest()
-    pinned = "a00ecda42d99996a60d612dfe3f25bd1e61dfcff6d5c60895c487cb1ef07f823"
+    pinned = "c3fc949d5203dff7eef7e4deb5d99b72a3bf6fd15493f5e256699f1a594899ba"
     assert digest == pinned, "what is generated changed: raise GENERATOR_VERSION, pin the new hashes"
 
 

@@ -18,8 +18,9 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-LETTERS = string.ascii_lowercase
-CHASE_LINES, CHASE_ROOTS, CHASE_DEEPEST = 12, 4, 6
+LETTERS = "abcdefghijkl"
+"""Names of variables: no more than the longest program needs, so that a small model sees each of them often."""
+CHASE_LINES, CHASE_ROOTS, CHASE_DEEPEST = len(LETTERS), 4, 6
 CHASE_QUERIES, CHASE_CHECKS = 5, 6
 CALL_QUERIES = 4
 WORD_LETTERS = "abcdefgh"

@@ -263,8 +263,8 @@ TRACE = TraceSuite(
         stem="trace",
         version=f"v{GENERATOR_VERSION}",
         url="generated",
-        md5="9f5fb9ff7ce1c5e8615886404816a2ae",
-        sha256="203615013b772bf2c23fc75a8efd9b1429daebaec08dc8c53ff70a2de84eb206",
+        md5="9ab4eff1c881ad3313e0be07e5641322",
+        sha256="76456a15d56ea47b449602a68196b380d149f92aa7a7df33a11e6007dcd7f13c",
     ),
     summary="680 generated programs: predict a value behind 1 to 6 steps of copying, arithmetic, calls or string edits",
 )
