@@ -13,7 +13,7 @@ import multiprocessing
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -127,9 +127,7 @@ def encode_in_order(
         for batch, texts in batches:
             yield batch, encoder.encode(texts)
         return
-    # Spawned: a forked process would inherit the locks of the tokenizer's threads.
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, initializer=_start_worker, initargs=(encoder,)) as pool:
+    with _pool(workers, encoder) as pool:
         waiting: deque[tuple[_Batch, Future[list[Ids]]]] = deque()
         try:
             for batch, texts in batches:
@@ -142,6 +140,12 @@ def encode_in_order(
                 yield first, future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _pool(workers: int, encoder: Encoder) -> Executor:
+    # Spawned: a forked process would inherit the locks of the tokenizer's threads.
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, spawn, initializer=_start_worker, initargs=(encoder,))
 
 
 _worker_encoder: Encoder | None = None
