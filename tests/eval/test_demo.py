@@ -3,9 +3,18 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+from test_models import write_family
+
 from plt_benchmarks.demo import DEMO
+from plt_benchmarks.trace.suite import TRACE
+from plt_eval import models
+from plt_eval.cli.demo import FAMILY, TOY, show
+from plt_eval.cli.run import SandboxName
+from plt_eval.store import list_runs
 
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -21,6 +30,8 @@ def test_demo_solves_its_problems_at_the_loops_it_was_trained_for(tmp_path: Path
     done = command("demo", "--loops", "2", "--results", str(tmp_path / "runs"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "plt-demo" in done.stdout
+    assert f"plt-eval show RUN --results {tmp_path / 'runs'} --failed" in done.stdout
+    assert "plt-eval study --quick" in done.stdout
     listed = command("ls", "--json", "--results", str(tmp_path / "runs"), cwd=tmp_path)
     (run,) = json.loads(listed.stdout)
     metrics = json.loads((tmp_path / "runs" / run["run_id"] / "metrics.json").read_text())
@@ -43,3 +54,32 @@ def test_the_embedded_problems_are_the_pinned_ones() -> None:
     data = DEMO.load(None)
     assert data.revision == DEMO.release.name
     assert len(data.samples) == 30
+
+
+def test_the_family_is_shown_each_member_at_its_own_loop_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "bundled"
+    write_family(root, "plt-tiny", (1, 2), weights=True)
+    monkeypatch.setattr(models, "BUNDLED", root)
+    few = replace(FAMILY, options={**FAMILY.options, "limit": 17, "device": "cpu"})
+    show(few, loops="1-2", results=tmp_path / "runs", sandbox=SandboxName.bubblewrap)
+    found = [run.manifest.identity for run in list_runs(tmp_path / "runs")]
+    assert [(run.suite, run.model, run.loops, run.problems) for run in found] == [
+        ("trace", "plt-tiny:r1", 1, 17),
+        ("trace", "plt-tiny:r2", 2, 17),
+    ]
+    out, err = capsys.readouterr()
+    assert "trained for one loop count" not in err
+    assert "plt-eval run --suite trace --model plt-tiny:r3 --loops 1-4" in out
+    assert "plt-eval study --quick" in out
+
+
+def test_the_families_sample_is_balanced() -> None:
+    problems = [(sample.data["family"], sample.data["k"]) for sample in TRACE.load(None).samples]
+    shown = problems[: FAMILY.options["limit"]]
+    assert {kind: shown.count(kind) for kind in shown} == dict.fromkeys(problems, 10)
+
+
+def test_what_is_shown_is_there() -> None:
+    assert (Path(TOY.options["model"]) / "config.json").is_file()

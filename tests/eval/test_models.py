@@ -21,15 +21,30 @@ from plt_eval.store import list_runs
 LOOPS = (1, 2, 3)
 
 
-def write_family(root: Path, name: str, loops: tuple[int, ...] = LOOPS) -> Path:
-    """A family whose members are no more than their configurations."""
+def write_family(root: Path, name: str, loops: tuple[int, ...] = LOOPS, *, weights: bool = False) -> Path:
+    """A family whose members are no more than their configurations, or real ones: tiny, random, each another."""
     for count in loops:
         member = root / name / f"r{count}"
         member.mkdir(parents=True)
         (member / "config.json").write_text("{}")
+        if weights:
+            write_member(member, count)
     card = {"schema_version": 1, "name": name, "loops": list(loops), "recipe": "quick", "licence": "Apache-2.0"}
     (root / name / "family.json").write_text(json.dumps(card))
     return root / name
+
+
+def write_member(folder: Path, loops: int) -> None:
+    import torch
+
+    from plt_model import PLTConfig, PLTForCausalLM
+    from plt_model.tokenizer import byte_tokenizer
+
+    shape = {"vocab_size": 259, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    shape |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "bos_token_id": 1, "eos_token_id": 2}
+    torch.manual_seed(loops)
+    PLTForCausalLM(PLTConfig(**shape, plt_num_loops=loops)).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
 
 
 @pytest.fixture
@@ -150,19 +165,7 @@ def test_what_is_bundled_here_is_sound() -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with a family of three real members, told apart by their weights."""
-    import torch
-
-    from plt_model import PLTConfig, PLTForCausalLM
-    from plt_model.tokenizer import byte_tokenizer
-
-    folder = write_family(tmp_path_factory.mktemp("package") / "bundled", "plt-tiny")
-    shape = {"vocab_size": 259, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
-    shape |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "bos_token_id": 1, "eos_token_id": 2}
-    for loops in LOOPS:
-        torch.manual_seed(loops)
-        PLTForCausalLM(PLTConfig(**shape, plt_num_loops=loops)).save_pretrained(folder / f"r{loops}")
-        byte_tokenizer().save_pretrained(folder / f"r{loops}")
-    return folder.parent
+    return write_family(tmp_path_factory.mktemp("package") / "bundled", "plt-tiny", weights=True).parent
 
 
 @pytest.fixture
