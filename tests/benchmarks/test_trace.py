@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from plt_benchmarks.protocols import Answer, Sample, SandboxJob, SandboxOutcome, Score, SuiteData, SuiteError
 from plt_benchmarks.registry import get_suite
@@ -32,6 +33,7 @@ from plt_benchmarks.trace.programs import (
     training_documents,
 )
 from plt_benchmarks.trace.suite import TRACE, standard_problems
+from plt_eval.cli.main import app
 
 CELLS = [(family, k) for family, ks in FAMILIES.items() for k in ks]
 anything = st.tuples(st.sampled_from(CELLS), st.integers(0, 10**9))
@@ -548,3 +550,14 @@ def test_naming_one_of_the_four_digits_is_right_one_time_in_four(data: SuiteData
 def test_the_suite_is_registered() -> None:
     assert get_suite("trace") == [TRACE]
     assert f"v{programs.GENERATOR_VERSION}" in TRACE.version
+
+
+def test_the_command_replays_gold_and_keeps_its_table_narrow(tmp_path: Path) -> None:
+    command = ["run", "--suite", "trace", "--engine", "replay", "--completions", "gold", "--limit", "34"]
+    options = ["--results", str(tmp_path), "--sandbox", "unsafe-subprocess", "--scoring-workers", "1"]
+    result = CliRunner().invoke(app, [*command, *options], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    assert "100.0%" in result.output
+    assert "exact/string" in result.output
+    assert "exact/string/k1" not in result.output
+    assert "`plt-eval show RUN` has 17 more, parts of these" in result.output
