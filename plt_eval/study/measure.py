@@ -22,7 +22,8 @@ from plt_eval.study.records import CacheRecord, HeldOutRecord, SuiteRecord
 from plt_model import PLTCache, PLTConfig, PLTForCausalLM
 from plt_model.training.shards import MANIFEST, TokenData
 
-WINDOWS_AT_A_TIME = 16
+MOST_WINDOWS, MOST_LOGITS = 16, 1 << 27
+"""Windows at a time: so many, or as many as have so many logits (half a gibibyte of float32), but at least one."""
 
 
 # --- held-out text ------------------------------------------------------------------------------------
@@ -47,23 +48,29 @@ def measure_heldout(
             engine.model,
             data,
             sequence_length=sequence_length,
-            batch_size=WINDOWS_AT_A_TIME,
+            batch_size=_windows_at_a_time(sequence_length, engine.model.config.vocab_size),
             limit_tokens=limit_tokens,
             groups=package_groups(data),
         )
         out.parent.mkdir(parents=True, exist_ok=True)
+        out.with_name(out.name + ".json").unlink(missing_ok=True)  # or a kill would leave it beside other scores
         scores.save(out.with_name(out.name + ".npz"))
         write_atomically(out.with_name(out.name + ".json"), json.dumps(settings, indent=2) + "\n")
     return HeldOutRecord(**dataclasses.asdict(summarise(scores))), scores
 
 
+def _windows_at_a_time(sequence_length: int, vocab_size: int) -> int:
+    return max(1, min(MOST_WINDOWS, MOST_LOGITS // (sequence_length * vocab_size)))
+
+
 def _stored(out: Path, settings: Mapping[str, Any]) -> DocumentScores | None:
     """The scores at `out`, if they were made with these settings, which are written last."""
+    scores = out.with_name(out.name + ".npz")
     try:
         found = json.loads(out.with_name(out.name + ".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return None
-    return DocumentScores.load(out.with_name(out.name + ".npz")) if found == settings else None
+    return DocumentScores.load(scores) if found == settings and scores.exists() else None
 
 
 # --- suites -------------------------------------------------------------------------------------------

@@ -134,6 +134,10 @@ def test_nothing_bundled_says_nothing_of_bundled_models(tmp_path: Path) -> None:
     assert no_such_model("x", root=tmp_path) == "x: no such model folder"
 
 
+def test_a_path_is_no_misspelt_name(root: Path) -> None:
+    assert no_such_model("models/plt-tin", root=root) == "models/plt-tin: no such model folder"
+
+
 @pytest.mark.parametrize(
     ("card", "message"),
     [

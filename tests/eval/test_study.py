@@ -267,8 +267,30 @@ def test_scores_are_made_again_when_what_they_are_of_changes(finished: tuple[Stu
     assert other.bits_per_byte != doubled.bits_per_byte
     again, _ = measure.measure_heldout(engine, entry, out, sequence_length=32, limit_tokens=None)
     assert again == found
+    out.with_name(out.name + ".npz").unlink()
+    assert measure.measure_heldout(engine, entry, out, sequence_length=32, limit_tokens=None)[0] == found
     fewer, _ = measure.measure_heldout(engine, entry, out, sequence_length=32, limit_tokens=100)
     assert fewer.documents < found.documents
+
+
+def test_a_kill_between_scores_and_their_settings_mixes_nothing(
+    finished: tuple[StudyPlan, Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, study = finished
+    engine = run.HFEngine(str(whole.out / study.variants[0].model), notify=lambda _: None)
+    entry, out = whole.data_folder / "words", tmp_path / "r1-s0-words"
+    found, _ = measure.measure_heldout(engine, entry, out, sequence_length=32, limit_tokens=None)
+    with monkeypatch.context() as patch:
+        patch.setattr(measure, "write_atomically", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            measure.measure_heldout(engine, entry, out, sequence_length=32, limit_tokens=60)
+    again, _ = measure.measure_heldout(engine, entry, out, sequence_length=32, limit_tokens=None)
+    assert again == found
+
+
+@pytest.mark.parametrize(("length", "vocabulary", "windows"), [(256, 259, 16), (2048, 32768, 2), (4096, 150_000, 1)])
+def test_large_vocabularies_are_scored_in_smaller_batches(length: int, vocabulary: int, windows: int) -> None:
+    assert measure._windows_at_a_time(length, vocabulary) == windows
 
 
 # --- refusals -----------------------------------------------------------------------------------------------
