@@ -100,15 +100,17 @@ def gain_rows(study: Study) -> list[Row]:
 
 
 def cost_rows(study: Study) -> list[Row]:
-    """What the gain is paid with."""
+    """What the gain is paid with; under what grows with the loops, how many times the first column's it is."""
     rows, cache = study.summary, study.summary[0].cache
+    steps = [row.step_seconds.value for row in rows]
+    caches = [row.cache.total for row in rows]
     return [
-        ("training step (s)", [_estimate(row.step_seconds, 3) for row in rows]),
+        ("training step (s)", _times(steps, [_estimate(row.step_seconds, 3) for row in rows])),
         ("training tokens/s", [_count(row.tokens_per_second) for row in rows]),
         ("training peak memory", [_size(row.peak_memory_bytes) for row in rows]),
         ("parameters", [f"{row.parameters:,}" for row in rows]),
         ("  without embeddings", [f"{row.parameters - row.embedding_parameters:,}" for row in rows]),
-        (f"KV cache at {cache.context:,} tokens", [_size(row.cache.total) for row in rows]),
+        (f"KV cache at {cache.context:,} tokens", _times(caches, [_size(total) for total in caches])),
     ]
 
 
@@ -193,6 +195,15 @@ def _percent(found: Estimate | None) -> str:
 
 def _count(found: Estimate) -> str:
     return _cell(found, lambda value: f"{value:,.0f}")
+
+
+def _times(values: Sequence[float], cells: list[str]) -> list[str]:
+    """The cells, each but the first with its value as a multiple of the first's."""
+    first = values[0]
+    if not first:
+        return cells
+    more = [f"{cell}\n×{value / first:.3f}" for value, cell in zip(values[1:], cells[1:], strict=True)]
+    return [cells[0], *more]
 
 
 def _cell(found: Estimate, text: Callable[[float], str]) -> str:

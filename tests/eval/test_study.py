@@ -566,6 +566,9 @@ def test_the_table_is_the_same_in_the_terminal() -> None:
     assert "2.00 KiB" in rows["KV cache at 64 tokens"]
     assert "600" in rows["without embeddings"]
     assert "against R=1" not in text, "no scores, no difference"
+    markdown = study_markdown(study, Path("x")).splitlines()
+    assert "| training step (s) | 0.100 | 0.400 ×4.000 |" in markdown
+    assert "| KV cache at 64 tokens | 2.00 KiB | 2.00 KiB ×1.001 |" in markdown
 
 
 @pytest.mark.parametrize(
