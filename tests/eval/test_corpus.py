@@ -452,6 +452,21 @@ def test_a_text_is_kept_once_over_sources_and_splits(tmp_path: Path) -> None:
     assert [source.duplicates for source in manifest.sources] == [1, 1]
 
 
+def test_the_hash_of_everything_read(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name, text in (("a", b"one"), ("b", b"\xff"), ("c", b"one"), ("d", b"two")):
+        (tmp_path / "in" / name).write_bytes(text)
+    manifest = built(folder_source(tmp_path / "in"), tmp_path / "out", held_out=0)
+
+    def sha256(data: bytes) -> bytes:
+        return hashlib.sha256(data).digest()
+
+    expected = bytes(32)
+    for name, text in ((b"a", b"one"), (b"b", b""), (b"c", b"one"), (b"d", b"two")):
+        expected = sha256(expected + sha256(name) + sha256(text))
+    assert manifest.sources[0].sha256 == expected.hex()
+
+
 def test_no_other_document_moves_one_between_the_splits(tmp_path: Path) -> None:
     lines = [json.dumps({"text": f"document {i}"}) for i in range(300)]
     path = tmp_path / "x.jsonl"
@@ -582,9 +597,13 @@ def parts(tmp_path: Path, sentences: Path) -> list[Source]:
     if not any(root.iterdir()):
         for i in range(60):
             (root / f"{i}.txt").write_text(f"file {i // 2}\n" * 20)
+    again = tmp_path / "again.jsonl"  # texts of the first source, met again after kills
+    if not again.exists():
+        again.write_text("".join(json.dumps({"text": f"file {i}\n" * 20}) + "\n" for i in range(40)))
     return [
         folder_source(root),
         parse_source({"kind": "jsonl", "path": str(sentences)}, "x"),
+        parse_source({"kind": "jsonl", "path": str(again)}, "x"),
         parse_source({"kind": "trace", "programs": 100}, "x"),
         parse_source({"kind": "installed", "packages": ["good-pkg"]}, "x"),
     ]
@@ -608,6 +627,7 @@ def test_a_build_stopped_anywhere_ends_the_same(
     monkeypatch.setattr("plt_eval.corpus.builder.SAVE_EVERY_S", save_every)
     sources = parts(tmp_path, sentences)
     whole = built(sources, tmp_path / "whole", held_out=0.1, shard_tokens=3000)
+    assert [source.duplicates for source in whole.sources[:3]] == [30, 0, 30]
     append, calls = ShardWriter.append, 0
 
     def dying(self: ShardWriter, ids: Any, *, text_bytes: int) -> None:
