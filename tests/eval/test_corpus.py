@@ -653,7 +653,7 @@ def test_a_build_stopped_anywhere_ends_the_same(
 
 
 @pytest.mark.usefixtures("small_batches", "site")
-@pytest.mark.parametrize("move", range(6))
+@pytest.mark.parametrize("move", [0, 1, 4, 6])
 def test_a_build_killed_while_it_is_published_ends_the_same(
     tmp_path: Path, sentences: Path, monkeypatch: pytest.MonkeyPatch, move: int
 ) -> None:
@@ -663,9 +663,10 @@ def test_a_build_killed_while_it_is_published_ends_the_same(
 
     def dying(source: Any, target: Any) -> None:
         nonlocal calls
-        calls += 1
-        if calls == move + 1:
-            raise Killed
+        if Path(target).parent == tmp_path / "broken":  # and not the state, which is replaced as well
+            calls += 1
+            if calls == move + 1:
+                raise Killed
         real(source, target)
 
     with monkeypatch.context() as patch:
