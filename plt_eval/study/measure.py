@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import statistics
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,12 +20,15 @@ from plt_eval.heldout import DocumentScores, package_groups, score_documents, su
 from plt_eval.journal import write_atomically
 from plt_eval.runner import Settings, run
 from plt_eval.study.plan import StudyPlan
-from plt_eval.study.records import CacheRecord, HeldOutRecord, SuiteRecord
+from plt_eval.study.records import CacheRecord, DecodeRecord, HeldOutRecord, SuiteRecord
 from plt_model import PLTCache, PLTConfig, PLTForCausalLM
 from plt_model.training.shards import MANIFEST, TokenData
 
 MOST_WINDOWS, MOST_LOGITS = 16, 1 << 27
 """Windows at a time: so many, or as many as have so many logits (half a gibibyte of float32), but at least one."""
+
+DECODE_CONTEXT, DECODE_WARM_UP, DECODE_TOKENS = 256, 4, 48
+"""Tokens read before decoding is timed, steps that are not timed, and steps that are."""
 
 
 # --- held-out text ------------------------------------------------------------------------------------
@@ -113,6 +118,58 @@ def measure_cache(config: PLTConfig, context: int, dtype: torch.dtype) -> CacheR
         with torch.no_grad():
             model(input_ids=torch.zeros(1, context, dtype=torch.long), past_key_values=cache, logits_to_keep=1)
     return CacheRecord(context=context, dtype=str(dtype).removeprefix("torch."), **cache.nbytes())
+
+
+def measure_decode(engine: HFEngine, out: Path) -> DecodeRecord:
+    """Time a new token on one sequence, as `generate` decodes it; `out` is the file that keeps it, so that a study that
+    is gone on with keeps what it measured. Measured again when the model, the device or the type differs."""
+    key = {
+        "weights_sha256": engine.weights_sha256,
+        "loops": engine.model.config.plt_num_loops,
+        "device": _device_name(engine.device),
+        "dtype": str(engine.dtype).removeprefix("torch."),
+    }
+    try:
+        stored = json.loads(out.read_text(encoding="utf-8"))
+        if stored["key"] == key:
+            return DecodeRecord.model_validate(stored["decode"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        pass  # never measured, or by a version that wrote something else
+    record = DecodeRecord(
+        seconds=statistics.median(_decode_seconds(engine.model, engine.device)),
+        context=DECODE_CONTEXT,
+        tokens=DECODE_TOKENS,
+        device=key["device"],
+        dtype=key["dtype"],
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, json.dumps({"key": key, "decode": record.model_dump()}, indent=2) + "\n")
+    return record
+
+
+@torch.inference_mode()
+def _decode_seconds(model: Any, device: torch.device) -> list[float]:
+    """Each of DECODE_TOKENS steps, after a few that warm up. What the tokens are changes nothing."""
+    cache = PLTCache(model.config)
+    model(input_ids=torch.ones(1, DECODE_CONTEXT, dtype=torch.long, device=device), past_key_values=cache)
+    token = torch.ones(1, 1, dtype=torch.long, device=device)
+    seconds = []
+    for _ in range(DECODE_WARM_UP + DECODE_TOKENS):
+        began = _now(device)
+        model(input_ids=token, past_key_values=cache)
+        seconds.append(_now(device) - began)
+    return seconds[DECODE_WARM_UP:]
+
+
+def _now(device: torch.device) -> float:
+    """Seconds on a steady clock, when the device has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:

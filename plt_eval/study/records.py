@@ -76,6 +76,17 @@ class CacheRecord(Record):
         return self.shared + self.windows + self.carry
 
 
+class DecodeRecord(Record):
+    """How long a new token of one sequence takes after `context` tokens: the median of `tokens` steps, in seconds, on
+    `device` in `dtype`."""
+
+    seconds: float
+    context: int
+    tokens: int
+    device: str
+    dtype: str
+
+
 class Variant(Record):
     """One trained model and everything measured on it. `heldout` is by entry of the recipe's data, `suites` by suite.
     `diagnosis` is the folder of its per-loop measurements, None where this version cannot make them."""
@@ -88,6 +99,7 @@ class Variant(Record):
     embedding_parameters: int
     training: TrainingRecord
     cache: CacheRecord
+    decode: DecodeRecord
     heldout: dict[str, HeldOutRecord]
     suites: dict[str, SuiteRecord]
     diagnosis: str | None
@@ -126,6 +138,7 @@ class LoopSummary(Record):
     metrics: dict[str, Estimate]
     step_seconds: Estimate
     tokens_per_second: Estimate
+    decode_seconds: Estimate
     peak_memory_bytes: int | None
     parameters: int
     embedding_parameters: int

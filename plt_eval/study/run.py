@@ -146,6 +146,7 @@ class _StudySession:
             suites = measure.measure_suites(engine, plan, self.console)
             parameters, embedding = measure.count_parameters(engine.model)
             cache = measure.measure_cache(engine.model.config, plan.context, self._cache_dtype())
+            decode = measure.measure_decode(engine, plan.out / "decode" / f"{name}.json")
             weights = engine.weights_sha256
         return Variant(
             loops=loops,
@@ -156,6 +157,7 @@ class _StudySession:
             embedding_parameters=embedding,
             training=TrainingRecord(**{name: getattr(training, name) for name in TrainingRecord.model_fields}),
             cache=cache,
+            decode=decode,
             heldout=heldout,
             suites=suites,
             diagnosis=self._diagnose(name, model, diagnose),

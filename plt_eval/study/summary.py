@@ -37,6 +37,7 @@ def _summary(rows: list[Variant], first: int, scores: Scores) -> LoopSummary:
         metrics=_metrics(rows),
         step_seconds=over_seeds([Estimate(value=row.training.step_seconds) for row in rows]),
         tokens_per_second=over_seeds([Estimate(value=row.training.tokens_per_second) for row in rows]),
+        decode_seconds=over_seeds([Estimate(value=row.decode.seconds) for row in rows]),
         peak_memory_bytes=max(peaks, default=None),
         parameters=one.parameters,
         embedding_parameters=one.embedding_parameters,
@@ -103,11 +104,12 @@ def cost_rows(study: Study) -> list[Row]:
     """What the gain is paid with; under what grows with the loops, how many times the first column's it is."""
     rows, cache = study.summary, study.summary[0].cache
     steps = [row.step_seconds.value for row in rows]
-    caches = [row.cache.total for row in rows]
+    decodes, caches = [row.decode_seconds.value for row in rows], [row.cache.total for row in rows]
     return [
         ("training step (s)", _times(steps, [_estimate(row.step_seconds, 3) for row in rows])),
         ("training tokens/s", [_count(row.tokens_per_second) for row in rows]),
         ("training peak memory", [_size(row.peak_memory_bytes) for row in rows]),
+        ("decoding a token (ms)", _times(decodes, [_milliseconds(row.decode_seconds) for row in rows])),
         ("parameters", [f"{row.parameters:,}" for row in rows]),
         ("  without embeddings", [f"{row.parameters - row.embedding_parameters:,}" for row in rows]),
         (f"KV cache at {cache.context:,} tokens", _times(caches, [_size(total) for total in caches])),
@@ -159,7 +161,8 @@ def _how(study: Study, folder: Path) -> list[str]:
         f"{one.training.steps:,} steps; only the loop count differs.",
         f"- Held-out text: {heldout}; every token but the first of a document is predicted once.",
         f"- Suites: {', '.join(study.suites) or 'none'}, {limit}; runs in `{folder / 'runs'}`.",
-        f"- KV cache: one sequence in {one.cache.dtype}.",
+        f"- KV cache: one sequence in {one.cache.dtype}. Decoding: one sequence after {one.decode.context} tokens in "
+        f"{one.decode.dtype} on {one.decode.device}, the median of {one.decode.tokens} steps.",
     ]
     if session is not None:
         gpus = ", ".join(session.hardware.gpus) or "no GPU"
@@ -191,6 +194,10 @@ def _percent(found: Estimate | None) -> str:
         return "-"
     body = _cell(found, lambda value: f"{100 * value:.1f}")
     return body.replace("\n", "%\n", 1) if "\n" in body else body + "%"
+
+
+def _milliseconds(found: Estimate) -> str:
+    return _cell(found, lambda value: f"{1000 * value:.2f}")
 
 
 def _count(found: Estimate) -> str:

@@ -30,6 +30,7 @@ from plt_eval.study.plan import StudyPlan, held
 from plt_eval.study.records import (
     SUMMARY,
     CacheRecord,
+    DecodeRecord,
     Estimate,
     HeldOutRecord,
     Study,
@@ -52,7 +53,7 @@ model: {vocab_size: 259, hidden_size: 16, intermediate_size: 24, num_hidden_laye
 tokenizer: bytes
 data:
   - {name: words, weight: 1, source: {kind: jsonl, path: TEXTS, text: text, licence: CC0-1.0}}
-  - {name: trace, weight: 1, source: {kind: trace, seed: 0, programs: 300}}
+  - {name: trace, weight: 1, source: {kind: trace, seed: 0, programs: 1200}}
 sequence_length: 32
 tokens: 2048
 batch_tokens: 256
@@ -92,7 +93,7 @@ def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[St
 def lasting(study: Study) -> list[dict[str, Any]]:
     """Of the variants, what does not depend on the clock."""
     clock = {"seconds", "step_seconds", "tokens_per_second", "peak_memory_bytes"}
-    return [variant.model_dump(exclude={"training": clock}) for variant in study.variants]
+    return [variant.model_dump(exclude={"training": clock, "decode": {"seconds"}}) for variant in study.variants]
 
 
 def files(folder: Path) -> dict[str, int]:
@@ -222,7 +223,7 @@ def test_a_killed_study_goes_on_to_the_same_end(
     line = [sys.executable, "-m", "plt_eval.cli.main", "study", "--recipe", recipe, "--out", out, "--loops", "2"]
     line += ["--limit", "9", "--context", "50", "--data", whole.data_folder]
     with subprocess.Popen([*map(str, line)], stderr=subprocess.DEVNULL, start_new_session=True) as process:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not list(out.glob("train/r2-s0/metrics.jsonl")):
             assert process.poll() is None
             assert time.monotonic() < deadline
@@ -444,6 +445,42 @@ def test_the_caches_bytes_are_those_of_a_real_one(mode: dict[str, Any], loops: i
     assert (found.context, found.dtype) == (41, str(dtype).removeprefix("torch."))
 
 
+def test_a_tokens_time_is_measured_once_for_each_model(
+    finished: tuple[StudyPlan, Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, study = finished
+    one, two = (run.HFEngine(str(whole.out / v.model), device="cpu", notify=lambda _: None) for v in study.variants)
+    out = tmp_path / "decode" / "x.json"
+    real = measure._decode_seconds(two.model, two.device)
+    assert len(real) == 48
+    assert min(real) > 0
+    monkeypatch.setattr(measure, "_decode_seconds", lambda *_: [1.0, 5.0, 3.0])
+    assert measure.measure_decode(two, out).seconds == 3.0
+    monkeypatch.setattr(measure, "_decode_seconds", lambda *_: [7.0])
+    assert measure.measure_decode(two, out) == DecodeRecord(
+        seconds=3.0, context=256, tokens=48, device="cpu", dtype="float32"
+    )
+    assert measure.measure_decode(one, out).seconds == 7.0, "another model's time is its own"
+    out.write_text("{")
+    assert measure.measure_decode(one, out).seconds == 7.0
+
+
+def test_a_token_is_timed_as_it_is_decoded(finished: tuple[StudyPlan, Study], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the cache, one token a step, each step behind all before it."""
+    whole, study = finished
+    model = load_model(whole.out / study.variants[1].model, dtype=torch.float32)
+    seen: list[tuple[int, int]] = []
+    real = model.forward
+
+    def watched(input_ids: torch.Tensor, past_key_values: PLTCache) -> Any:
+        seen.append((input_ids.shape[1], past_key_values.get_seq_length()))
+        return real(input_ids=input_ids, past_key_values=past_key_values)
+
+    monkeypatch.setattr(model, "forward", watched)
+    measure._decode_seconds(model, torch.device("cpu"))
+    assert seen == [(256, 0), *((1, 256 + step) for step in range(52))]
+
+
 def test_tied_tables_count_once() -> None:
     shape = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "head_dim": 8}
     shape |= {"num_attention_heads": 2, "num_key_value_heads": 1}
@@ -500,6 +537,7 @@ def variant(loops: int, seed: int, bits: float, exact: float) -> Variant:
             peak_memory_bytes=1000 + seed,
         ),
         cache=CacheRecord(context=64, dtype="bfloat16", shared=2048, windows=loops, carry=0),
+        decode=DecodeRecord(seconds=0.01 * loops, context=256, tokens=48, device="cpu", dtype="float32"),
         heldout={"text": HeldOutRecord(bits_per_byte=bits, low=bits - 0.1, high=bits + 0.1, nats_per_token=bits / 2,
                                        tokens=10, bytes=10, documents=3, units=3)},
         suites={"s": SuiteRecord(run_id="r", total=4, missing=0, metrics={
@@ -568,6 +606,7 @@ def test_the_table_is_the_same_in_the_terminal() -> None:
     assert "against R=1" not in text, "no scores, no difference"
     markdown = study_markdown(study, Path("x")).splitlines()
     assert "| training step (s) | 0.100 | 0.400 ×4.000 |" in markdown
+    assert "| decoding a token (ms) | 10.00 | 40.00 ×4.000 |" in markdown
     assert "| KV cache at 64 tokens | 2.00 KiB | 2.00 KiB ×1.001 |" in markdown
 
 
