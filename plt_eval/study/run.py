@@ -28,6 +28,7 @@ from plt_eval.study import measure
 from plt_eval.study.plan import StudyPlan, check_folder, held
 from plt_eval.study.records import STUDY, SUMMARY, Study, TrainingRecord, Variant, read_study
 from plt_eval.study.summary import study_markdown, summarise_loops
+from plt_model.training.shards import TokenData
 
 
 class StudyInterrupted(KeyboardInterrupt):
@@ -87,6 +88,8 @@ class _StudySession:
     recipe: Any
     console: Console
     session: Session
+    heldout: list[str] = field(default_factory=list)
+    """Entries of the recipe's data with held-out text."""
     variants: list[Variant] = field(default_factory=list)
     scores: dict[tuple[int, int, str], DocumentScores] = field(default_factory=dict)
     earlier: Study | None = None
@@ -120,13 +123,21 @@ class _StudySession:
         from plt_eval.corpus import build_recipe_data
 
         build_recipe_data(self.recipe, self.plan.data_folder, self.console, command=self.plan.command)
+        for entry in self.recipe.data:
+            if TokenData.open(self.plan.data_folder / entry.name, "heldout").bytes:
+                self.heldout.append(entry.name)
+            else:
+                self._say(
+                    f"warning: data entry {entry.name} has no held-out text, so no bits per byte: it is too small"
+                )
 
     def _train(self, loops: int, seed: int) -> Any:
         """The training's result; at once if it is there."""
-        from plt_model.training.run import train
+        from plt_model.training.run import RESULT, train
 
         out = self.plan.training(loops, seed)
-        self._say(f"r{loops}-s{seed}: training {self.recipe.name} at {loops} loops, seed {seed}")
+        what = "trained already" if (out / RESULT).exists() else f"training {self.recipe.name}"
+        self._say(f"r{loops}-s{seed}: {what}")
         return train(self.recipe, loops=loops, data=self.plan.data_folder, out=out, seed=seed, console=self.console)
 
     def _measure(self, loops: int, seed: int, training: Any, diagnose: measure.Diagnose | None) -> Variant:
@@ -135,11 +146,11 @@ class _StudySession:
         model = Path(training.model)
         with closing(HFEngine(str(model), label=f"{self.recipe.name}:{name}", notify=self._say)) as engine:
             heldout = {}
-            for entry in self.recipe.data:
-                heldout[entry.name], self.scores[loops, seed, entry.name] = measure.measure_heldout(
+            for entry in self.heldout:
+                heldout[entry], self.scores[loops, seed, entry] = measure.measure_heldout(
                     engine,
-                    plan.data_folder / entry.name,
-                    plan.out / "heldout" / f"{name}-{entry.name}",
+                    plan.data_folder / entry,
+                    plan.out / "heldout" / f"{name}-{entry}",
                     sequence_length=self.recipe.sequence_length,
                     limit_tokens=plan.heldout_tokens,
                 )

@@ -159,7 +159,7 @@ def _how(study: Study, folder: Path) -> list[str]:
     lines = [
         f"- Recipe `{study.recipe.get('name')}` ({study.recipe_sha256[:12]}), {one.training.tokens:,} tokens in "
         f"{one.training.steps:,} steps; only the loop count differs.",
-        f"- Held-out text: {heldout}; every token but the first of a document is predicted once.",
+        f"- Held-out text: {heldout or 'none'}; every token but the first of a document is predicted once.",
         f"- Suites: {', '.join(study.suites) or 'none'}, {limit}; runs in `{folder / 'runs'}`.",
         f"- KV cache: one sequence in {one.cache.dtype}. Decoding: one sequence after {one.decode.context} tokens in "
         f"{one.decode.dtype} on {one.decode.device}, the median of {one.decode.tokens} steps.",

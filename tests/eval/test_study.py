@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -292,6 +293,19 @@ def test_a_kill_between_scores_and_their_settings_mixes_nothing(
 @pytest.mark.parametrize(("length", "vocabulary", "windows"), [(256, 259, 16), (2048, 32768, 2), (4096, 150_000, 1)])
 def test_large_vocabularies_are_scored_in_smaller_batches(length: int, vocabulary: int, windows: int) -> None:
     assert measure._windows_at_a_time(length, vocabulary) == windows
+
+
+def test_an_entry_too_small_to_hold_out_is_trained_on_and_said(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = tmp_path / "small.jsonl"
+    small.write_text("".join(json.dumps({"text": f"{word} " * 50}) + "\n" for word in ("one", "two", "three")))
+    other = tmp_path / "other.yaml"
+    other.write_text(re.sub(r"path: \S+,", f"path: {small},", recipe.read_text()))
+    study = run_study(plan(other, tmp_path / "out", loops=(1,), suites=()), console())
+    assert list(study.variants[0].heldout) == ["trace"]
+    assert "warning: data entry words has no held-out text" in capsys.readouterr().err
+    assert "trace: held-out bits per byte" in (tmp_path / "out" / SUMMARY).read_text()
 
 
 # --- refusals -----------------------------------------------------------------------------------------------
