@@ -48,6 +48,8 @@ def fault(checkpoint: Path) -> str | None:
         return f"{seal} is missing"
     except (ValueError, KeyError, TypeError, OSError) as error:
         return f"{seal} cannot be read ({' '.join(str(error).split())})"
+    if not isinstance(sums, dict) or not sums or not all(isinstance(value, str) for value in sums.values()):
+        return f"{seal} cannot be read (expected the SHA-256 of every file)"
     for name, expected in sums.items():
         path = checkpoint / name
         if not path.is_file():

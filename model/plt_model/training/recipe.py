@@ -19,14 +19,15 @@ import difflib
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from huggingface_hub.errors import StrictDataclassError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from plt_model.configuration_plt import PLTConfig
 
@@ -35,6 +36,7 @@ BYTES = "bytes"
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class RecipeError(ValueError):
@@ -43,6 +45,14 @@ class RecipeError(ValueError):
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        assert info.field_name is not None
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError("expected no truth value")
+        return value
 
 
 class DataEntry(_Strict):
@@ -55,13 +65,23 @@ class DataEntry(_Strict):
 
 
 class Optimizer(_Strict):
-    """AdamW. Biases and norm weights are not decayed. `clip` bounds the global gradient norm."""
+    """AdamW for everything, or ("muon") Muon for the layers' matrices, at `muon_lr` (default: lr), with AdamW for the
+    rest. Biases and norm weights are not decayed. `clip` bounds the global gradient norm."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
     lr: float = Field(gt=0, allow_inf_nan=False)
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.1, ge=0)
+    muon_lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    muon_momentum: Fraction = 0.95
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(default=0.1, ge=0, allow_inf_nan=False)
     clip: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _muon_is_meant(self) -> Optimizer:
+        if self.kind != "muon" and {"muon_lr", "muon_momentum"} & self.model_fields_set:
+            raise ValueError(f"muon_lr and muon_momentum have no effect with kind {self.kind}")
+        return self
 
 
 class Schedule(_Strict):
@@ -166,9 +186,9 @@ class Recipe(Common):
                 raise RecipeError(f"recipe {self.name}: model.{key}: no such field of PLTConfig{hint}")
         fields = dict(self.model)
         theta = fields.pop("rope_theta", None)
-        if theta is not None:
-            fields["rope_parameters"] = {"rope_type": "default", "rope_theta": float(theta)}
         try:
+            if theta is not None:
+                fields["rope_parameters"] = {"rope_type": "default", "rope_theta": _number("rope_theta", theta)}
             return PLTConfig(**fields, plt_num_loops=loops)
         except (ValueError, TypeError, StrictDataclassError) as refused:
             raise RecipeError(f"recipe {self.name}: model: {_one_line(refused)}") from refused
@@ -236,12 +256,29 @@ def _first_fault(error: ValidationError, kind: type[BaseModel]) -> str:
     fault = error.errors(include_url=False)[0]
     where = ".".join(map(str, fault["loc"]))
     if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(fault["loc"][-1]), kind.model_fields, n=1)
+        near = difflib.get_close_matches(str(fault["loc"][-1]), _fields_at(kind, fault["loc"][:-1]), n=1)
         return f"{where}: no such field" + (f" (did you mean {near[0]}?)" if near else "")
     if fault["type"] == "missing":
         return f"{where}: missing"
     message = fault["msg"].removeprefix("Value error, ")
     return f"{where}: {message}, found {fault['input']!r}" if where else message
+
+
+def _fields_at(kind: type[BaseModel], where: Sequence[int | str]) -> list[str]:
+    """The fields of the model at a place within `kind`, as in ("data", 0)."""
+    for step in where:
+        if isinstance(step, str):
+            annotation = kind.model_fields[step].annotation
+            inner = (annotation, *get_args(annotation))
+            kind = next(part for part in inner if isinstance(part, type) and issubclass(part, BaseModel))
+    return list(kind.model_fields)
+
+
+def _number(field: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{field} is {value!r}: expected a number") from None
 
 
 def _one_line(error: BaseException) -> str:

@@ -211,10 +211,12 @@ def run_job(job: Job, out: Path, engine: Engine) -> TrainResult:
         data=job.data,
         collate=job.collate,
         describe=job.describe,
+        optimizer=job.recipe.optimizer,
         schedule=job.recipe.schedule,
         flops_per_token=flops,
         started_at=before.get("seconds", 0.0),
         tokens_done=int(before.get("tokens", 0)),
+        unlogged=(before.get("unlogged_loss", 0.0), int(before.get("unlogged_steps", 0))),
     )
     trainer.remove_callback(PrinterCallback)
     if trainer.is_world_process_zero():
@@ -238,6 +240,8 @@ def _arguments(job: Job, out: Path, engine: Engine) -> TrainingArguments:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if engine.fsdp and world == 1:
         raise TrainingError("--fsdp shards over processes: start it with torchrun --nproc-per-node N (found 1 process)")
+    if engine.fsdp and recipe.optimizer.kind == "muon":
+        raise TrainingError("--fsdp: Muon needs whole matrices; set optimizer.kind to adamw in the recipe")
     if engine.device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("--device cuda: torch finds no CUDA device here")
     micro, accumulate = _split_batch(job.batch, recipe.micro_batch, world)
@@ -246,7 +250,6 @@ def _arguments(job: Job, out: Path, engine: Engine) -> TrainingArguments:
             raise TrainingError(f"--report-to {name}: expected one of {', '.join(REPORTERS)}")
         if importlib.util.find_spec(name) is None:
             raise TrainingError(f"--report-to {name}: the package is not installed: pip install {name}")
-    optimizer = recipe.optimizer
     use_cpu = engine.device == "cpu" or not torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(out),
@@ -254,13 +257,8 @@ def _arguments(job: Job, out: Path, engine: Engine) -> TrainingArguments:
         max_steps=job.steps,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=accumulate,
-        optim="adamw_torch",
-        learning_rate=optimizer.lr,
-        adam_beta1=optimizer.betas[0],
-        adam_beta2=optimizer.betas[1],
-        adam_epsilon=optimizer.eps,
-        weight_decay=optimizer.weight_decay,
-        max_grad_norm=optimizer.clip,
+        learning_rate=recipe.optimizer.lr,
+        max_grad_norm=recipe.optimizer.clip,
         bf16=recipe.precision == "bf16",
         logging_steps=recipe.log_every,
         logging_nan_inf_filter=False,

@@ -33,11 +33,12 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from plt_model.loading import weight_files
 from plt_model.training import checkpoints
-from plt_model.training.recipe import Schedule
+from plt_model.training.optimizers import make_optimizer
+from plt_model.training.recipe import Optimizer, Schedule
 
 METRICS = "metrics.jsonl"
 OPTIMIZER = "optimizer"
@@ -58,26 +59,40 @@ class PLTTrainer(Trainer):
         data: Dataset[dict[str, Tensor]],
         collate: Callable[[Sequence[dict[str, Tensor]]], dict[str, Tensor]],
         describe: Callable[[int], str],
+        optimizer: Optimizer,
         schedule: Schedule,
         flops_per_token: float | None = None,
         started_at: float = 0.0,
         tokens_done: int = 0,
+        unlogged: tuple[float, int] = (0.0, 0),
     ) -> None:
         super().__init__(model=model, args=args, train_dataset=data, data_collator=collate)
-        self.describe, self.schedule, self.flops_per_token = describe, schedule, flops_per_token
+        self.describe, self.flops_per_token = describe, flops_per_token
+        self.settings, self.schedule = optimizer, schedule
         self.out = Path(args.output_dir)
         self.step_seconds: list[float] = []
         self._indices: list[int] = []
+        self._indices_step = -1
         self._tokens = tokens_done
         self._seconds_before = started_at
         self._began: float | None = None
         self._step_began = 0.0
+        self._paced_at = 0
+        self.optimizer: Any
         self.lr_scheduler: Any
+        self._unlogged = unlogged
+        self.add_callback(_WholeLog(self))
 
     # --- order, schedule ------------------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Any:
+        if self.optimizer is None:
+            target = self.model if model is None else model
+            self.optimizer = make_optimizer(target, self.settings, self.get_decay_parameter_names(target))
+        return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
@@ -93,6 +108,9 @@ class PLTTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         if self._began is None:
             self._began = self._step_began = time.monotonic()
+            self._paced_at = self.state.global_step
+        if self._indices_step != self.state.global_step:
+            self._indices, self._indices_step = [], self.state.global_step
         self._indices += inputs.pop("index").tolist()
         mask = inputs.get("attention_mask")
         self._tokens += self.args.world_size * int(inputs["input_ids"].numel() if mask is None else mask.sum())
@@ -105,7 +123,6 @@ class PLTTrainer(Trainer):
         norm = super()._clip_grad_norm(model)
         if not torch.isfinite(torch.as_tensor(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)):
             raise TrainingError(self._not_finite("the gradient's norm", float(norm)))
-        self._indices.clear()
         return norm
 
     def _not_finite(self, what: str, found: float) -> str:
@@ -113,7 +130,16 @@ class PLTTrainer(Trainer):
         back = "there is no checkpoint yet" if good is None else f"the last good checkpoint is {good[1]}"
         batch = ", ".join(self.describe(i) for i in self._indices[:16])
         more = f" and {len(self._indices) - 16} more" if len(self._indices) > 16 else ""
-        return f"{what} is {found} at step {self.state.global_step + 1}, on {batch}{more}; {back}"
+        return f"{what} is {found} at step {self._indices_step + 1}, on {batch}{more}; {back}"
+
+    def _refuse_not_finite(self) -> None:
+        """What a step left that is not finite must not get into a checkpoint."""
+        moments = ((key, value) for state in self._raw_optimizer().state.values() for key, value in state.items())
+        for name, value in (*self.model.named_parameters(), *moments):
+            local = value.to_local() if hasattr(value, "to_local") else value
+            if isinstance(local, Tensor) and not torch.isfinite(local).all():
+                wrong = local[~torch.isfinite(local)].flatten()[0]
+                raise TrainingError(self._not_finite(f"after the step, {name}", float(wrong)))
 
     # --- logging --------------------------------------------------------------------------------------
 
@@ -131,7 +157,8 @@ class PLTTrainer(Trainer):
     def _pace(self) -> dict[str, float]:
         now = time.monotonic()
         assert self._began is not None
-        steps = max(1, self.args.logging_steps)
+        steps = max(1, self.state.global_step - self._paced_at)
+        self._paced_at = self.state.global_step
         took = (now - self._step_began) / steps
         self._step_began = now
         self.step_seconds.append(took)
@@ -162,6 +189,7 @@ class PLTTrainer(Trainer):
     # --- checkpoints ----------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ARG002 (transformers' signature)
+        self._refuse_not_finite()
         step = self.state.global_step
         folder = checkpoints.staging(self.out, step)
         if self.is_world_process_zero():
@@ -174,7 +202,7 @@ class PLTTrainer(Trainer):
         self._save_rng_state(str(folder))
         if self.is_world_process_zero():
             self.state.save_to_json(str(folder / "trainer_state.json"))
-            (folder / "progress.json").write_text(json.dumps({"tokens": self._tokens, "seconds": self._seconds()}))
+            (folder / "progress.json").write_text(json.dumps(self._progress()))
             (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing here reads
         _barrier()
         if self.is_world_process_zero():
@@ -183,6 +211,21 @@ class PLTTrainer(Trainer):
             checkpoints.prune(self.out, self.args.save_total_limit or 2)
         _barrier()
         self._step_began = time.monotonic()  # a step's time is not its checkpoint's
+
+    def _progress(self) -> dict[str, float]:
+        """What a resumed run goes on counting from; `unlogged_*` is what the next line of the log has so far."""
+        return {
+            "tokens": self._tokens,
+            "seconds": self._seconds(),
+            "unlogged_loss": float(self._tr_loss),
+            "unlogged_steps": self.state.global_step - self._globalstep_last_logged,
+        }
+
+    def restore_unlogged(self) -> None:
+        """Take up the line of the log that the run before this one had begun."""
+        loss, steps = self._unlogged
+        self._tr_loss += loss
+        self._globalstep_last_logged -= steps
 
     def _seconds(self) -> float:
         return self._seconds_before + (time.monotonic() - self._began if self._began is not None else 0.0)
@@ -223,6 +266,20 @@ class PLTTrainer(Trainer):
             set_model_state_dict(target, weights, options=options)
         else:
             target.load_state_dict(weights)
+
+
+class _WholeLog(TrainerCallback):
+    """Every step is in some line of the log: those before a stop, and those after the last full line."""
+
+    def __init__(self, trainer: PLTTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        self._trainer.restore_unlogged()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:  # noqa: ARG002
+        control.should_log = control.should_log or state.global_step >= state.max_steps
+        return control
 
 
 def resume_metrics(out: Path, step: int) -> None:
