@@ -48,7 +48,7 @@ to follow is where more loops could help.
         "one member at other loop counts": "plt-eval run --suite trace --model plt-tiny:r3 --loops 1-4",
     },
 )
-"""A model for each loop count. The limit takes 10 problems of each kind and depth."""
+"""A model for each loop count. The limit takes about 10 problems of each kind and depth."""
 
 DEMONSTRATION = TOY
 """What `plt-eval demo` shows."""

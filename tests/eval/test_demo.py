@@ -78,7 +78,9 @@ def test_the_family_is_shown_each_member_at_its_own_loop_count(
 def test_the_families_sample_is_balanced() -> None:
     problems = [(sample.data["family"], sample.data["k"]) for sample in TRACE.load(None).samples]
     shown = problems[: FAMILY.options["limit"]]
-    assert {kind: shown.count(kind) for kind in shown} == dict.fromkeys(problems, 10)
+    counts = {shown.count(kind) for kind in problems}
+    assert max(counts) - min(counts) <= 1
+    assert min(counts) >= 8
 
 
 def test_what_is_shown_is_there() -> None:
