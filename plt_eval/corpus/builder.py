@@ -161,6 +161,9 @@ def build(
     console = console or Console(stderr=True)
     encoder = load_encoder(tokenizer)
     plan = _Plan(tuple(sources), encoder, out, name, held_out, shard_tokens, workers, tuple(command))
+    stored = _complete(out, plan.request())
+    if stored is not None and not (out / WORK).exists():
+        return stored  # without the lock: several trainings may read the same data
     with _locked(out):
         stored = _complete(out, plan.request())
         if stored is not None:
