@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import yaml
 from rich.console import Console
@@ -60,6 +61,9 @@ FIELDS: dict[str, Any] = {
     "optimizer": {"lr": 1e-2},
     "checkpoint": {"every": 2, "keep": 2},
 }
+CLOSE = 1e-5
+"""Relative difference allowed between losses that were summed in another order."""
+
 COMPARED = ("step", "loss", "grad_norm", "learning_rate", "tokens")
 """Of a line of metrics.jsonl: what has to be the same bit by bit; the rest is time."""
 
@@ -81,7 +85,7 @@ def write_source(folder: Path, tokens: int, *, seed: int = 0, vocab: int = VOCAB
     """Token data of one document that can be told apart anywhere: a noisy walk over the bytes."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
-    ids = 3 + (np.cumsum(rng.integers(0, 3, size=tokens - 1)) + 13 * seed) % 256
+    ids = 3 + (np.cumsum(rng.integers(0, 3, size=tokens - 1)) + 13 * seed) % (vocab - 3)
     writer = ShardWriter(folder, "train", vocab_size=vocab, shard_tokens=997)
     writer.append(np.append(ids, 2), text_bytes=tokens - 1)
     manifest = Manifest(
@@ -151,6 +155,12 @@ def assert_same_run(found: Path, expected: Path) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
     shipped = "model/model.safetensors"
     assert (found / shipped).read_bytes() == (expected / shipped).read_bytes()
+
+
+def close(found: list[float], expected: list[float], rel: float = CLOSE) -> None:
+    """The same numbers but for rounding."""
+    assert len(found) == len(expected) > 0
+    assert found == pytest.approx(expected, rel=rel)
 
 
 @contextmanager

@@ -69,7 +69,7 @@ class Optimizer(_Strict):
     rest. Biases and norm weights are not decayed. `clip` bounds the global gradient norm."""
 
     kind: Literal["adamw", "muon"] = "adamw"
-    lr: float = Field(gt=0, allow_inf_nan=False)
+    lr: float = Field(gt=0, lt=1e6, allow_inf_nan=False)
     muon_lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     muon_momentum: Fraction = 0.95
     betas: tuple[Beta, Beta] = (0.9, 0.95)
@@ -189,9 +189,15 @@ class Recipe(Common):
         try:
             if theta is not None:
                 fields["rope_parameters"] = {"rope_type": "default", "rope_theta": _number("rope_theta", theta)}
-            return PLTConfig(**fields, plt_num_loops=loops)
+            config = PLTConfig(**fields, plt_num_loops=loops)
         except (ValueError, TypeError, StrictDataclassError) as refused:
             raise RecipeError(f"recipe {self.name}: model: {_one_line(refused)}") from refused
+        if self.sequence_length > config.max_position_embeddings:
+            raise RecipeError(
+                f"recipe {self.name}: sequence_length is {self.sequence_length}: expected at most "
+                f"model.max_position_embeddings ({config.max_position_embeddings})"
+            )
+        return config
 
 
 class TuningRecipe(Common):

@@ -129,7 +129,8 @@ def train(
     sources = [TokenData.open(data / entry.name, "train") for entry in recipe.data]
     tokenizer = load_tokenizer(recipe.tokenizer)
     config = recipe.config(loops)
-    _check_vocabulary(config, tokenizer, sources, data)
+    check_tokenizer(config, tokenizer)
+    _check_data({entry.name: source for entry, source in zip(recipe.data, sources, strict=True)}, tokenizer, data)
     request = {
         "kind": "pre-training",
         "loops": loops,
@@ -312,16 +313,30 @@ def _split_batch(batch: int, micro: int | None, world: int) -> tuple[int, int]:
     return micro, share // micro
 
 
-def _check_vocabulary(config: PLTConfig, tokenizer: Any, sources: Sequence[TokenData], data: Path) -> None:
-    if len(tokenizer) > config.vocab_size:
+def check_tokenizer(config: PLTConfig, tokenizer: Any) -> None:
+    """Raises TrainingError when the model has no embedding for some of the tokenizer's tokens."""
+    if _ids(tokenizer) > config.vocab_size:
         raise TrainingError(
-            f"model.vocab_size is {config.vocab_size}: expected at least the tokenizer's {len(tokenizer)} tokens"
+            f"model.vocab_size is {config.vocab_size}: expected at least the tokenizer's {_ids(tokenizer)} tokens"
         )
-    for source in sources:
-        if source.vocab_size > config.vocab_size:
-            raise TrainingError(
-                f"{data}: tokenised for a vocabulary of {source.vocab_size}, the model has {config.vocab_size}"
-            )
+
+
+def _check_data(sources: dict[str, TokenData], tokenizer: Any, data: Path) -> None:
+    """Data of another tokenizer would train on noise, and nothing else would tell."""
+    expected = _identity(_ids(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
+    for name, source in sources.items():
+        record = source.manifest.tokenizer
+        found = _identity(record.vocab_size, record.bos, record.eos)
+        if found != expected:
+            raise TrainingError(f"{data / name}: made with another tokenizer, of {found}; the recipe's has {expected}")
+
+
+def _identity(size: int, bos: int | None, eos: int | None) -> str:
+    return f"{size} ids (beginning {bos}, end {eos})"
+
+
+def _ids(tokenizer: Any) -> int:
+    return 1 + int(max(tokenizer.get_vocab().values()))
 
 
 def _freeze_unused(model: PLTForCausalLM) -> None:
@@ -525,6 +540,7 @@ __all__ = [
     "Job",
     "TrainResult",
     "TrainingError",
+    "check_tokenizer",
     "finished",
     "initial_model",
     "load_tokenizer",

@@ -73,7 +73,7 @@ class PLTTrainer(Trainer):
         self.step_seconds: list[float] = []
         self._indices: list[int] = []
         self._indices_step = -1
-        self._tokens = tokens_done
+        self._tokens, self._new_tokens = tokens_done, 0
         self._seconds_before = started_at
         self._began: float | None = None
         self._step_began = 0.0
@@ -113,7 +113,7 @@ class PLTTrainer(Trainer):
             self._indices, self._indices_step = [], self.state.global_step
         self._indices += inputs.pop("index").tolist()
         mask = inputs.get("attention_mask")
-        self._tokens += self.args.world_size * int(inputs["input_ids"].numel() if mask is None else mask.sum())
+        self._new_tokens += int(inputs["input_ids"].numel() if mask is None else mask.sum())
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise TrainingError(self._not_finite("the loss", float(loss)))
@@ -138,7 +138,7 @@ class PLTTrainer(Trainer):
         for name, value in (*self.model.named_parameters(), *moments):
             local = value.to_local() if hasattr(value, "to_local") else value
             if isinstance(local, Tensor) and not torch.isfinite(local).all():
-                wrong = local[~torch.isfinite(local)].flatten()[0]
+                wrong = local.detach()[~torch.isfinite(local)][0]
                 raise TrainingError(self._not_finite(f"after the step, {name}", float(wrong)))
 
     # --- logging --------------------------------------------------------------------------------------
@@ -162,6 +162,7 @@ class PLTTrainer(Trainer):
         took = (now - self._step_began) / steps
         self._step_began = now
         self.step_seconds.append(took)
+        self._count_tokens()
         seconds = self._seconds_before + now - self._began
         rate = self._tokens_a_step() / took
         pace: dict[str, float] = {
@@ -172,6 +173,14 @@ class PLTTrainer(Trainer):
         if self.flops_per_token is not None:
             pace["flops_per_second"] = rate * self.flops_per_token
         return pace
+
+    def _count_tokens(self) -> None:
+        """Add what every process has trained on since the last count: with padding, not the same for each."""
+        new = torch.tensor(self._new_tokens, device=self.args.device)
+        if dist.is_initialized():
+            dist.all_reduce(new)
+        self._tokens += int(new)
+        self._new_tokens = 0
 
     def _tokens_a_step(self) -> float:
         return float(self._tokens / max(1, self.state.global_step))
@@ -190,6 +199,7 @@ class PLTTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ARG002 (transformers' signature)
         self._refuse_not_finite()
+        self._count_tokens()
         step = self.state.global_step
         folder = checkpoints.staging(self.out, step)
         if self.is_world_process_zero():

@@ -23,7 +23,16 @@ from torch.utils.data import Dataset
 from plt_model.loading import load_model, weights_hash
 from plt_model.training.instructions import InstructionDataset, collate, load_instructions, with_chat_template
 from plt_model.training.recipe import TuningRecipe
-from plt_model.training.run import Engine, Job, TrainResult, finished, load_tokenizer, run_job, warner
+from plt_model.training.run import (
+    Engine,
+    Job,
+    TrainResult,
+    check_tokenizer,
+    finished,
+    load_tokenizer,
+    run_job,
+    warner,
+)
 
 
 def tune(
@@ -48,6 +57,7 @@ def tune(
     recipe = recipe if seed is None else recipe.model_copy(update={"seed": seed})
     loaded = load_model(model, dtype=torch.float32)
     encoder = with_chat_template(load_tokenizer(tokenizer or str(model)), recipe.chat_template)
+    check_tokenizer(loaded.config, encoder)
     request = {
         "kind": "fine-tuning",
         "loops": loaded.config.plt_num_loops,
