@@ -21,11 +21,12 @@ from typer.testing import CliRunner
 from plt_benchmarks.protocols import Answer, Sample, SandboxJob, SandboxOutcome, Score, SuiteData, SuiteError
 from plt_benchmarks.registry import get_suite
 from plt_benchmarks.trace import programs, suite
-from plt_benchmarks.trace.families import CHASE_LINES, CHASE_ROOTS
+from plt_benchmarks.trace.families import CHASE_LINES, CHASE_QUERIES, CHASE_ROOTS, EDITS, WORD_LENGTH
 from plt_benchmarks.trace.programs import (
     FAMILIES,
     Problem,
     Program,
+    Query,
     canonical,
     generate,
     split_of,
@@ -36,7 +37,9 @@ from plt_benchmarks.trace.suite import TRACE, standard_problems
 from plt_eval.cli.main import app
 
 CELLS = [(family, k) for family, ks in FAMILIES.items() for k in ks]
-anything = st.tuples(st.sampled_from(CELLS), st.integers(0, 10**9))
+TRAINED = [(family, k) for family in FAMILIES for k in range(1, 5)]
+anything = st.tuples(st.sampled_from(TRAINED), st.integers(0, 10**9))
+DRAWS = 1500
 
 
 class NoSandbox:
@@ -100,8 +103,8 @@ def test_programs_are_short_and_ask_for_their_own_k(drawn_at: tuple[tuple[str, i
     assert "assert" not in program.source
     assert k in [query.k for query in program.queries]
     longest = max(len(f"assert {query.expression}=={query.answer}\n") for query in program.queries)
-    assert len(program.source) + longest <= 110
-    assert len(program.document(program.checks)) < 256
+    assert len(program.source) + longest <= 100
+    assert len(program.document(program.checks)) <= 160
 
 
 @given(anything)
@@ -116,7 +119,7 @@ def test_a_document_is_the_source_with_assertions_in_it(drawn_at: tuple[tuple[st
 
 
 def test_generation_is_a_function_of_its_arguments() -> None:
-    for cell in CELLS:
+    for cell in TRAINED:
         assert drawn(cell, 5) == drawn(cell, 5)
     assert list(training_documents(3, 60)) == list(training_documents(3, 90))[:60]
     assert list(training_documents(3, 60)) != list(training_documents(4, 60))
@@ -125,14 +128,16 @@ def test_generation_is_a_function_of_its_arguments() -> None:
 def test_what_cannot_be_generated_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"unknown family 'arit' \(did you mean arith\?\); known: chase, arith"):
         generate("arit", 1, random.Random(0))
-    with pytest.raises(ValueError, match=r"family string: expected k from 1 to 3, found 4"):
-        generate("string", 4, random.Random(0))
+    with pytest.raises(ValueError, match=r"family call: expected k from 1 to 4, found 5"):
+        generate("call", 5, random.Random(0))
+    with pytest.raises(ValueError, match=r"family chase: expected k from 1 to 4, found 0"):
+        generate("chase", 0, random.Random(0))
     monkeypatch.setattr(programs, "FAMILIES", {"call": range(1, 2)})
-    with pytest.raises(ValueError, match=r"family call, k=1: expected 3000 different problems, found only \d{3}$"):
-        test_problems(seed=0, per_k=3000)
+    with pytest.raises(ValueError, match=r"family call, k=1: expected 40 different problems, found only \d\d$"):
+        test_problems(seed=0, per_k=40)
 
 
-# --- each family: nothing gives the answer away ---------------------------------------------------------
+# --- each family: what gives the answer away ------------------------------------------------------------
 
 
 def roots_and_depths(source: str) -> tuple[list[str], dict[str, tuple[str, int]]]:
@@ -158,40 +163,111 @@ def test_chase_looks_the_same_at_every_k(k: int) -> None:
         assert len(set(digits)) == CHASE_ROOTS
         for query in (*program.queries, *(check.query for check in program.checks)):
             assert found[query.expression] == (query.answer, query.k)
-        assert len({query.expression for query in program.queries}) == 5
+        assert len({query.expression for query in program.queries}) == CHASE_QUERIES == CHASE_LINES
         assert len({query.k for query in program.queries}) >= 2
 
 
+def near(share: float, expected: float, n: int = DRAWS) -> bool:
+    """Within 4 standard errors."""
+    return abs(share - expected) < 4 * (expected * (1 - expected) / n) ** 0.5
+
+
+def right_guesses(k: int, guess: Callable[[str], str]) -> float:
+    """The share of chase programs of which `guess`, from the source alone, names the digit that is asked for."""
+    drawn_now = [drawn(("chase", k), seed) for seed in range(DRAWS)]
+    right = [guess(program.source) == asked_of(program).answer for program in drawn_now]
+    return sum(right) / DRAWS
+
+
+def asked_of(program: Program) -> Query:
+    return next(query for query in program.queries if query.k == program.k)
+
+
+def digits_of(source: str) -> list[str]:
+    return re.findall(r"\d", source)
+
+
+def copies(source: str) -> list[int]:
+    """How often each root is copied, in the order of the lines."""
+    roots = re.findall(r"^(\w)=\d$", source, re.MULTILINE)
+    assert len(roots) == CHASE_ROOTS
+    return [len(re.findall(rf"={root}$", source, re.MULTILINE)) for root in roots]
+
+
 @pytest.mark.parametrize("k", FAMILIES["chase"])
-def test_chase_cannot_be_guessed_from_where_a_digit_stands(k: int) -> None:
-    """Each of the four digits, by its place among them, is the answer about 1 time in 4: within 4 standard errors."""
-    n = 1500
-    places: Counter[int] = Counter()
-    for seed in range(n):
+@pytest.mark.parametrize(
+    "pick", [lambda digits: digits[0], lambda digits: digits[-1], min], ids=["first", "last", "min"]
+)
+def test_chase_cannot_be_guessed_from_the_digits_alone(k: int, pick: Callable[[list[str]], str]) -> None:
+    assert near(right_guesses(k, lambda source: pick(digits_of(source))), 1 / CHASE_ROOTS)
+
+
+@pytest.mark.parametrize(("k", "share"), [(1, 0.76), (2, 0.81), (3, 0.85), (4, 0.90)])
+def test_what_the_shape_of_chase_gives_away_is_what_is_documented(k: int, share: float) -> None:
+    """The root that is copied more often, or either of them on a tie: no tracing, and yet more than one time in two."""
+    right = 0.0
+    for seed in range(DRAWS):
         program = drawn(("chase", k), seed)
-        digits, _ = roots_and_depths(program.source)
-        places[digits.index(next(query.answer for query in program.queries if query.k == k))] += 1
-    assert all(abs(places[place] / n - 0.25) < 4 * (0.25 * 0.75 / n) ** 0.5 for place in range(CHASE_ROOTS)), places
+        often = copies(program.source)
+        favourites = [
+            digit for digit, count in zip(digits_of(program.source), often, strict=True) if count == max(often)
+        ]
+        right += favourites.count(asked_of(program).answer) / len(favourites)
+    assert near(right / DRAWS, share)
 
 
-@pytest.mark.parametrize("family", ["arith", "call"])
-def test_arithmetic_answers_are_uniform_and_no_step_can_be_left_out(family: str) -> None:
+@pytest.mark.parametrize("k", range(2, 5))
+def test_chase_is_not_over_after_one_copy(k: int) -> None:
+    """Only at k=1 is the value of the variable copied from that of a digit."""
+    for seed in range(300):
+        program = drawn(("chase", k), seed)
+        parent = re.search(rf"^{asked_of(program).expression}=(\w)$", program.source, re.MULTILINE)
+        assert parent is not None
+        assert not re.search(rf"^{parent[1]}=\d$", program.source, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("family", "k"), [cell for cell in TRAINED if cell[0] in ("arith", "call")])
+def test_arithmetic_answers_are_uniform_and_no_step_can_be_left_out(family: str, k: int) -> None:
     answers: Counter[str] = Counter()
-    for seed in range(1500):
-        program = drawn((family, 3), seed)
-        answers.update(query.answer for query in program.queries[:1])
-        if family == "call":
-            f = values_at_end(program.source)["f"]
-            assert sorted(f(argument) for argument in range(10)) == list(range(10))
+    unchanged: Counter[int] = Counter()
+    for seed in range(DRAWS):
+        program = drawn((family, k), seed)
+        answers[program.queries[0].answer] += 1
+        for left_out in range(k):
+            unchanged[left_out] += without_step(program, left_out) == program.queries[0].answer
     assert set(answers) == set("0123456789")
-    assert max(answers.values()) / 1500 < 0.14
+    assert all(near(count / DRAWS, 0.1) for count in answers.values()), answers
+    assert max(unchanged.values()) / DRAWS < 0.06, unchanged
 
 
-def test_arith_counts_updates() -> None:
-    for _, k in (cell for cell in CELLS if cell[0] == "arith"):
-        program = drawn(("arith", k), 1)
-        assert program.source.count("%10") == k == len(program.checks) - 1
-        assert len(program.source.splitlines()) == k + 2
+def without_step(program: Program, step: int) -> str:
+    """The first answer, had the program not that step."""
+    lines = program.source.splitlines(keepends=True)
+    names = values_at_end("".join(lines[: step + 1] + lines[step + 2 :]))
+    return repr(eval(program.queries[0].expression, names))
+
+
+@pytest.mark.parametrize("k", range(1, 5))
+def test_call_maps_digits_one_to_one(k: int) -> None:
+    for seed in range(50):
+        f = values_at_end(drawn(("call", k), seed).source)["f"]
+        assert sorted(f(argument) for argument in range(10)) == list(range(10))
+
+
+@pytest.mark.parametrize(("family", "k"), [cell for cell in TRAINED if cell[0] in ("arith", "call")])
+def test_every_step_is_plain(family: str, k: int) -> None:
+    for seed in range(50):
+        lines = drawn((family, k), seed).source.splitlines()
+        first, steps = lines[0], lines[1 : k + 1]
+        assert all(re.fullmatch(r" ?x(\+=[1-9]|-=[1-9]|=[1-9]-x)", step) for step in steps)
+        assert lines[k + 1 :] == ([] if family == "arith" else [" return x%10"])
+        assert re.fullmatch(r"x=[1-9]\d" if family == "arith" else r"def f\(x\):", first)
+
+
+def test_arith_is_checked_before_each_update() -> None:
+    for k in FAMILIES["arith"]:
+        checks = drawn(("arith", k), 1).checks
+        assert [(check.lines, check.query.k) for check in checks] == [(line + 1, line) for line in range(k)]
 
 
 @pytest.mark.parametrize("k", FAMILIES["string"])
@@ -199,9 +275,25 @@ def test_no_string_comes_back_on_the_way(k: int) -> None:
     for seed in range(300):
         program = drawn(("string", k), seed)
         words = [*(check.query.answer for check in program.checks), program.queries[-1].answer]
-        assert program.source.splitlines()[0].endswith(f"={words[0]}")
+        first, *steps = program.source.splitlines()
+        assert first == f"s={words[0]}"
+        assert len(steps) == k
+        assert {step.removeprefix("s=") for step in steps} <= set(EDITS)
         assert len(set(words)) == k + 1
-        assert all(2 <= len(ast.literal_eval(word)) <= 5 for word in words)
+        assert all(len(set(ast.literal_eval(word))) == WORD_LENGTH for word in words)
+        assert len({"".join(sorted(word)) for word in words}) == 1
+
+
+@pytest.mark.parametrize("k", FAMILIES["string"])
+def test_no_rearrangement_is_the_answer_much_more_often_than_the_others(k: int) -> None:
+    """Naming the same one always is right 1 time in 5, as documented."""
+    found: Counter[tuple[int, ...]] = Counter()
+    for seed in range(DRAWS):
+        program = drawn(("string", k), seed)
+        first, last = program.checks[0].query.answer, program.queries[-1].answer
+        found[tuple(first.index(letter) for letter in last[1:-1])] += 1
+    assert len(found) == (5 if k == 1 else 7)
+    assert max(found.values()) / DRAWS < 0.25
 
 
 # --- the split ------------------------------------------------------------------------------------------
@@ -238,6 +330,7 @@ def test_training_and_held_out_programs_are_apart_whatever_the_seeds(documents: 
     asked = {canonical(problem.program.source) for seed in (0, 1) for problem in test_problems(seed, per_k=30)}
     assert not trained & asked
     assert all(split_of(text) == "train" for text in documents)
+    assert {len(text.splitlines()) for text in trained} >= {2, 3, 4, 5}, "every k is among them"
 
 
 def test_no_training_document_states_what_a_held_out_program_gives(documents: list[str]) -> None:
@@ -250,6 +343,33 @@ def test_no_training_document_states_what_a_held_out_program_gives(documents: li
                 assert split_of("".join(lines[:number])) == "train"
                 checked += 1
     assert checked > len(documents)
+
+
+def test_some_training_documents_begin_with_a_held_out_program_but_say_nothing_of_it(documents: list[str]) -> None:
+    """Of such programs there are many, so that the checks that are left out are left out for a reason."""
+    begun = 0
+    for text in documents:
+        program = without_assertions(text).splitlines(keepends=True)
+        beginnings = ["".join(program[:number]) for number in range(1, len(program))]
+        held_out = [lines for lines in beginnings if kind(text) in ("arith", "string") and split_of(lines) == "test"]
+        begun += len(held_out)
+        assert not any(f"{lines}assert" in text for lines in held_out)
+    assert begun > 100
+
+
+def test_training_states_nothing_of_a_problem_of_any_k(documents: list[str], problems: list[Problem]) -> None:
+    """Every program that a training document states something of, up to there, against every problem."""
+    stated = {stated_of for text in documents for stated_of in programs_stated(text)}
+    asked = {canonical(problem.program.source) for problem in problems}
+    assert not stated & asked
+    assert {program.count("\n") for program in stated if "'" in program} == {1, 2, 3, 4, 5}
+
+
+def programs_stated(text: str) -> set[str]:
+    """The program up to each assertion of `text`, in canonical form."""
+    lines = text.splitlines(keepends=True)
+    ends = [number for number, line in enumerate(lines) if line.startswith("assert")]
+    return {canonical(without_assertions("".join(lines[:end]))) for end in ends}
 
 
 @pytest.mark.parametrize(("family", "k"), CELLS)
@@ -280,8 +400,10 @@ def kind(text: str) -> str:
 
 
 def test_every_k_is_trained_equally_often(documents: list[str]) -> None:
-    steps = Counter(text.count("%10") for text in documents if kind(text) == "arith")
-    assert steps == {1: 250, 2: 250, 3: 250, 4: 250}
+    """From k=1, also in families that are not asked for it."""
+    for family, other_lines in {"arith": 1, "call": 2, "string": 1}.items():
+        sources = [without_assertions(text) for text in documents if kind(text) == family]
+        assert Counter(source.count("\n") - other_lines for source in sources) == {1: 250, 2: 250, 3: 250, 4: 250}
 
 
 def test_problems_are_balanced_held_out_and_different(problems: list[Problem]) -> None:
@@ -296,7 +418,7 @@ def test_problems_are_balanced_held_out_and_different(problems: list[Problem]) -
 def test_a_problem_asks_as_documents_do() -> None:
     """The first assertion at the end of a document stands where a prompt's does: any of the queries can be there."""
     places = Counter([query.k for query in drawn(("chase", 4), seed).queries].index(4) for seed in range(400))
-    assert set(places) == set(range(5))
+    assert set(places) == set(range(CHASE_QUERIES))
 
 
 # --- the suite ------------------------------------------------------------------------------------------
@@ -306,21 +428,22 @@ def test_the_standard_set_does_not_drift(data: SuiteData) -> None:
     content = standard_problems()
     assert hashlib.sha256(content).hexdigest() == data.sha256 == TRACE.release.sha256
     assert hashlib.md5(content, usedforsecurity=False).hexdigest() == TRACE.release.md5
-    assert data.revision == "trace-v1"
-    assert len(data.samples) == 680
+    assert data.revision == "trace-v2"
+    assert len(data.samples) == 600
+    assert TRACE.summary.startswith("600 ")
     assert [sample.data["family"] for sample in data.samples[: len(CELLS)]] == [family for family, _ in CELLS]
     assert {(sample.data["family"], sample.data["k"]) for sample in data.samples[: len(CELLS)]} == set(CELLS)
 
 
 def test_training_text_does_not_drift() -> None:
     digest = hashlib.sha256("".join(training_documents(0, 500)).encode()).hexdigest()
-    pinned = "c3fc949d5203dff7eef7e4deb5d99b72a3bf6fd15493f5e256699f1a594899ba"
+    pinned = "fb30b4769c5d297478e3cc344894606d058bb328fddbde151c25039fbf79e469"
     assert digest == pinned, "what is generated changed: raise GENERATOR_VERSION, pin the new hashes"
 
 
 def test_random_numbers_of_another_kind_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suite, "STANDARD_SEED", 1)
-    with pytest.raises(SuiteError, match=r"^trace-v1: expected to generate problems of sha256 \w{64}, found \w{64}"):
+    with pytest.raises(SuiteError, match=r"^trace-v2: expected to generate problems of sha256 \w{64}, found \w{64}"):
         TRACE.load(None)
 
 
@@ -507,7 +630,7 @@ def test_metrics_count_each_cell_by_itself(data: SuiteData) -> None:
         return str(sample.data["canonical_solution"]) if good else "?"
 
     metrics = TRACE.metrics(scores_of(data, right_at_low_k))
-    assert metrics["trace.exact"].value == pytest.approx(80 / 680)
+    assert metrics["trace.exact"].value == pytest.approx(80 / 600)
     assert metrics["trace.exact/arith"].value == 0.5
     assert metrics["trace.exact/arith/k2"].value == 1
     assert metrics["trace.exact/arith/k3"].value == 0
@@ -535,16 +658,16 @@ def test_the_guess_in_the_definition_is_what_guessing_gives(data: SuiteData, fam
     answers = Counter(sample.data["canonical_solution"] for sample in data.samples if sample.data["family"] == family)
     metric = TRACE.metrics(scores_of(data, lambda _: answers.most_common(1)[0][0]))[f"trace.exact/{family}"]
     assert f"the most frequent answer would give {100 * metric.value:.1f}%" in metric.definition
-    assert metric.value < 0.16
+    assert metric.value < 0.17
 
 
-@pytest.mark.parametrize("pick", [0, 1, 2, 3])
-def test_naming_one_of_the_four_digits_is_right_one_time_in_four(data: SuiteData, pick: int) -> None:
+@pytest.mark.parametrize("pick", [0, 1])
+def test_naming_one_of_the_two_digits_is_right_one_time_in_two(data: SuiteData, pick: int) -> None:
     chase = [sample for sample in data.samples if sample.data["family"] == "chase"]
     hits = sum(
         re.findall(r"=(\d)", sample.data["prompt"])[pick] == sample.data["canonical_solution"] for sample in chase
     )
-    assert 0.17 < hits / len(chase) < 0.34
+    assert near(hits / len(chase), 1 / CHASE_ROOTS, n=len(chase))
 
 
 def test_the_suite_is_registered() -> None:
@@ -553,11 +676,11 @@ def test_the_suite_is_registered() -> None:
 
 
 def test_the_command_replays_gold_and_keeps_its_table_narrow(tmp_path: Path) -> None:
-    command = ["run", "--suite", "trace", "--engine", "replay", "--completions", "gold", "--limit", "34"]
-    options = ["--results", str(tmp_path), "--sandbox", "unsafe-subprocess", "--scoring-workers", "1"]
+    command = ["run", "--suite", "trace", "--engine", "replay", "--completions", "gold", "--limit", "30"]
+    options = ["--results", str(tmp_path), "--scoring-workers", "1"]
     result = CliRunner().invoke(app, [*command, *options], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
     assert "100.0%" in result.output
     assert "exact/string" in result.output
     assert "exact/string/k1" not in result.output
-    assert "`plt-eval show RUN` has 17 more, parts of these" in result.output
+    assert "`plt-eval show RUN` has 15 more, parts of these" in result.output
