@@ -29,6 +29,8 @@ from plt_benchmarks.protocols import (
     Sample,
     Sandbox,
     SandboxError,
+    SandboxJob,
+    SandboxOutcome,
     Score,
     Scorer,
     Suite,
@@ -94,9 +96,9 @@ def run(
 ) -> Result:
     """Evaluate `engine` on `suite`, or go on with, or just read, the run that did.
 
-    `open_sandbox` is called when there is something to judge. Progress and warnings go to `console` (stderr).
-    Raises UserError, SuiteError, SandboxError (all: one line for the user) and RunInterrupted; what was done until
-    then is stored.
+    `open_sandbox` is called when there is something to judge and the suite runs code for that. Progress and warnings
+    go to `console` (stderr). Raises UserError, SuiteError, SandboxError (all: one line for the user) and
+    RunInterrupted; what was done until then is stored.
     """
     console = console or Console(stderr=True)
     samples = data.samples[: settings.limit]
@@ -124,6 +126,20 @@ def run(
         metrics = stored.metrics()
         assert metrics is not None
         return Result(stored, metrics, reused=False)
+
+
+class _NoSandbox:
+    """What a suite is given that says that it runs no code."""
+
+    name = ""
+
+    def __init__(self, suite: str) -> None:
+        self._suite = suite
+
+    def run(self, job: SandboxJob) -> SandboxOutcome:  # noqa: ARG002
+        raise SandboxError(
+            f"suite {self._suite} says that it runs no code, and gave the sandbox a program; it was not run"
+        )
 
 
 class _Session:
@@ -161,7 +177,7 @@ class _Session:
         waiting = list(self._writer.completions.values())
         if not requests and not waiting:
             return
-        self._scorer = self._suite.scorer(open_sandbox())
+        self._scorer = self._suite.scorer(open_sandbox() if self._suite.runs_code else _NoSandbox(self._suite.name))
         workers = self._settings.scoring_workers or len(os.sched_getaffinity(0))
         self._pool = WorkerPool(self._judge, workers=workers, backlog=4 * workers)
         with self._progress:
@@ -299,7 +315,7 @@ def _request(
         data_revision=data.revision,
         data_source=data.source,
         command=settings.command,
-        sandbox=settings.sandbox,
+        sandbox=settings.sandbox if suite.runs_code else "",
         run_id=settings.run_id,
     )
 

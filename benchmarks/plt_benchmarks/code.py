@@ -44,6 +44,7 @@ class EvalPlusSuite:
     release: Release
     summary: str
     extra: str | None = "code"
+    runs_code: bool = True
     name: str = field(init=False)
     version: str = field(init=False)
 

@@ -180,12 +180,14 @@ class Scorer(Protocol):
 
 class Suite(Protocol):
     """One benchmark. `version` names data and scoring together: it changes when either would change a score.
-    `summary` is one line for listings; `extra` is the pip extra that it needs."""
+    `summary` is one line for listings; `extra` is the pip extra that it needs. `runs_code` says whether answers are
+    run to judge them: a suite that says no gets a sandbox that refuses every job, and needs none to be installed."""
 
     name: str
     version: str
     summary: str
     extra: str | None
+    runs_code: bool
 
     def load(self, source: Path | None) -> SuiteData:
         """Read the problems from `source` (file or folder), or from the official release when None.

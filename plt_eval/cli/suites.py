@@ -27,7 +27,7 @@ def suites() -> None:
         cells = (suite.name, suite.summary, needs(suite.extra), suite.version, source)
         table.add_row(*(Text(cell) for cell in cells))
     output_console().print(table)
-    typer.echo(f"names that --suite takes: {', '.join(suite_names())}; --data replaces the official release")
+    typer.echo(f"names that --suite takes: {', '.join(suite_names())}; --data gives other problems for one")
 
 
 def needs(extra: str | None) -> str:

@@ -43,3 +43,4 @@ def test_every_suite_is_listed_once_and_describes_itself() -> None:
         assert "\n" not in suite.summary
         assert suite.version
         assert suite.extra in (None, "code")
+        assert suite.runs_code is (suite.name != "trace")

@@ -433,6 +433,19 @@ def test_an_endpoint_that_refuses_is_one_line(cli: Cli, server: Server) -> None:
     assert run.state() == "incomplete"
 
 
+def test_a_suite_that_runs_no_code_runs_where_no_sandbox_can_be_opened(tmp_path: Path) -> None:
+    nothing_installed = os.environ | {"PATH": str(tmp_path), "COLUMNS": "200"}
+    replay = ("run", "--engine", "replay", "--completions", "gold", "--limit", "15", "--results", tmp_path / "runs")
+    done = command(*replay, "--suite", "trace", env=nothing_installed)
+    assert done.returncode == 0, done.stderr
+    assert "100.0%" in done.stdout
+    (stored,) = list_runs(tmp_path / "runs")
+    assert stored.manifest.sessions[-1].sandbox == ""
+    refused = command(*replay, "--suite", "demo", env=nothing_installed)
+    assert refused.returncode == 2
+    assert "bubblewrap is not installed" in refused.stderr
+
+
 # --- ls, show, export, suites ---------------------------------------------------------------------------
 
 

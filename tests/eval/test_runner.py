@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 from toy_parts import NoSandbox, SumEngine, SumSuite
 
-from plt_benchmarks.protocols import Sample, SandboxError
+from plt_benchmarks.protocols import Sample, Sandbox, SandboxError, SandboxJob, Scorer
 from plt_eval.engines.base import Decoding
 from plt_eval.engines.replay import ReplayEngine
 from plt_eval.errors import UserError
@@ -224,6 +224,46 @@ def test_a_broken_sandbox_ends_the_run_and_keeps_what_is_there(tmp_path: Path) -
     assert again.metrics.missing == 0
     assert len(engine.drawn) < 20
     assert numbers(again) == numbers(evaluate(tmp_path / "whole"))
+
+
+class _TextSuite(SumSuite):
+    """Says that it runs no code; keeps the sandbox that it is given, and gives it a program if told to."""
+
+    runs_code = False
+
+    def __init__(self, *, lies: bool = False) -> None:
+        super().__init__(before=self._try if lies else None)
+        self.sandbox: Sandbox | None = None
+
+    def scorer(self, sandbox: Sandbox) -> Scorer:
+        self.sandbox = sandbox
+        return super().scorer(sandbox)
+
+    def _try(self, _: Sample) -> None:
+        assert self.sandbox is not None
+        self.sandbox.run(SandboxJob("print()"))
+
+
+def no_sandbox_here() -> Sandbox:
+    raise SandboxError("nothing to run code in on this machine")
+
+
+def run_without_sandbox(results: Path, suite: SumSuite) -> Result:
+    settings = Settings(results, sandbox="bubblewrap", scoring_workers=1)
+    return run(suite, suite.load(None), SumEngine(), no_sandbox_here, settings, console=Console(file=io.StringIO()))
+
+
+def test_a_suite_that_runs_no_code_needs_no_sandbox(tmp_path: Path) -> None:
+    result = run_without_sandbox(tmp_path / "text", _TextSuite())
+    assert result.metrics.missing == 0
+    assert [session.sandbox for session in result.run.manifest.sessions] == [""]
+    with pytest.raises(SandboxError, match="nothing to run code in"):
+        run_without_sandbox(tmp_path / "code", SumSuite())
+
+
+def test_a_suite_that_runs_code_though_it_says_no_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SandboxError, match=r"^suite sums says that it runs no code, and gave the sandbox a program"):
+        run_without_sandbox(tmp_path, _TextSuite(lies=True))
 
 
 class _OddSuite(SumSuite):

@@ -26,7 +26,7 @@ from plt_eval.engines.base import Completion, GenerationRequest, Loglikelihood, 
 
 
 class NoSandbox:
-    """The toy suite judges by looking: a job for this sandbox is a mistake."""
+    """The toy suite judges by looking, though it asks for a sandbox: a job for this one is a mistake."""
 
     name = "none"
 
@@ -41,6 +41,7 @@ class SumSuite:
     version = "sums-1"
     summary = "additions"
     extra = None
+    runs_code = True
 
     def __init__(
         self, problems: int = 20, *, score_s: float = 0.0, before: Callable[[Sample], None] | None = None
