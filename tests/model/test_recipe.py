@@ -203,13 +203,15 @@ def test_the_paper_s_model() -> None:
 
 def test_the_paper_s_optimizer() -> None:
     recipe = load_recipe(PAPER)
-    assert recipe.optimizer.model_dump() == {
+    stated = {
+        "kind": "adamw",
         "lr": 4e-4,
         "betas": (0.9, 0.95),
         "eps": 1e-15,
         "weight_decay": 0.1,
         "clip": 1.0,
     }
+    assert {key: getattr(recipe.optimizer, key) for key in stated} == stated
     assert recipe.schedule.model_dump() == {"warmup": 0.05, "decay": "cosine", "final": 0.0}
     assert recipe.precision == "bf16"
     assert recipe.gradient_checkpointing
