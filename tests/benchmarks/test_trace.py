@@ -216,6 +216,12 @@ def test_what_the_shape_of_chase_gives_away_is_what_is_documented(k: int, share:
     assert near(right / DRAWS, share)
 
 
+def test_no_problem_of_chase_has_a_root_that_is_copied_more_often() -> None:
+    for problem in test_problems(0, 40):
+        if problem.program.family == "chase":
+            assert len(set(copies(problem.program.source))) == 1, problem.prompt
+
+
 @pytest.mark.parametrize("k", range(2, 5))
 def test_chase_is_not_over_after_one_copy(k: int) -> None:
     """Only at k=1 is the value of the variable copied from that of a digit."""

@@ -8,8 +8,9 @@
 How far one gets without the tracing, as the share of right answers (the tests measure it):
 
     chase     50%: the first root, or the last one; their order says nothing about which is asked for;
-              but the root that is copied more often is right in 76, 81, 85 and 90% for k from 1 to 4, as it mostly
-              is the one with the chain of k copies: a score up to these is no evidence of tracing
+              of all programs the root that is copied more often would be right in 76, 81, 85 and 90% for k from
+              1 to 4, as it mostly is the one with the chain of k copies; so problems are made only of programs
+              where both are copied equally often (see gives_nothing_away)
     arith     10%: every step is a bijection modulo 10 of the value it updates, so all answers are about equally
     call      frequent whatever the steps, and what all steps but the last give is no better a guess than any
     string    20%: always the same one of the 7 rearrangements that the edits come to, whatever k; the word itself is
@@ -101,6 +102,15 @@ def chase(k: int, rng: random.Random) -> Program:
     checked = sorted(rng.sample(range(CHASE_LINES), CHASE_CHECKS))
     checks = [Check(place + 1, queries[order[place]]) for place in checked]
     return Program("chase", k, "".join(lines), tuple(asked), tuple(checks))
+
+
+def gives_nothing_away(program: Program) -> bool:
+    """Whether a program may be asked about: in `chase` only where both digits' variables are copied equally often."""
+    if program.family != "chase":
+        return True
+    lines = [line.split("=") for line in program.source.splitlines()]
+    copied = [value for _, value in lines]
+    return len({copied.count(name) for name, value in lines if value.isdigit()}) == 1
 
 
 def _forest(k: int, rng: random.Random) -> list[int | None]:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from plt_benchmarks.trace.families import Check, Program, Query, arith, call, chase, edit
+from plt_benchmarks.trace.families import Check, Program, Query, arith, call, chase, edit, gives_nothing_away
 
 __all__ = [
     "FAMILIES",
@@ -157,6 +157,8 @@ def _problems(family: str, k: int, count: int, rng: random.Random) -> list[Probl
     repeated = 0
     while len(found) < count:
         program = _generate_on("test", family, k, rng)
+        if not gives_nothing_away(program):
+            continue
         problem = Problem(program, next(query for query in program.queries if query.k == k))
         key = canonical(problem.prompt)
         repeated = repeated + 1 if key in found else 0
