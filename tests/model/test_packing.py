@@ -87,6 +87,8 @@ def test_a_third_and_two_thirds_come_well_mixed() -> None:
     assert Counter(sources) == {0: 341, 1: 683}
     runs = max(len(run) for run in "".join(map(str, sources)).split("0"))
     assert runs < 30, "the sources are to alternate, not to come one after the other"
+    other = mixed((1000, 1), (1000, 2), seed=1)
+    assert sources != [other.place(i).source for i in range(PERIOD)], "in an order of the seed's own"
 
 
 @settings(max_examples=25, deadline=None)
