@@ -67,9 +67,7 @@ class SandboxName(StrEnum):
 def run(
     suite: Annotated[str, typer.Option(help="What to evaluate on; `plt-eval suites` lists them.")],
     engine: Annotated[EngineName, typer.Option(help="What turns prompts into text.")] = EngineName.hf,
-    data: Annotated[
-        Path | None, typer.Option(help="The suite's data, file or folder, instead of the official release.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="The suite's data, file or folder, instead of its own.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N problems.")] = None,
     n_samples: Annotated[
         int | None, typer.Option(min=1, help="Completions a problem (default 1; replay: as many as there are).")

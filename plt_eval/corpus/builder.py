@@ -123,7 +123,7 @@ def build_recipe_data(
     for name, source in sources.items():
         folder = out / name
         if source is None:
-            manifests[name] = _built_elsewhere(folder, name)
+            manifests[name] = _built_elsewhere(folder, name, recipe.tokenizer)
             continue
         manifests[name] = build(
             [source],
@@ -656,11 +656,15 @@ def _complete(out: Path, request: dict[str, Any]) -> Manifest | None:
     return manifest
 
 
-def _built_elsewhere(folder: Path, name: str) -> Manifest:
+def _built_elsewhere(folder: Path, name: str, tokenizer: str) -> Manifest:
     try:
-        return read_manifest(folder)
+        manifest = read_manifest(folder)
     except ShardError as error:
         raise UserError(f"recipe: data entry {name} has no source, and {error}") from error
+    if manifest.tokenizer.sha256 != load_encoder(tokenizer).record.sha256:
+        found = manifest.tokenizer.path or manifest.tokenizer.kind
+        raise UserError(f"{folder}: made with the tokenizer {found}, the recipe's is {tokenizer}, which differs")
+    return manifest
 
 
 def _refuse_difference(out: Path, stored: dict[str, Any], asked: dict[str, Any], advice: str) -> None:

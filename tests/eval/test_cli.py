@@ -126,7 +126,7 @@ def _seconds(*arguments: str) -> float:
     return time.perf_counter() - began
 
 
-@pytest.mark.parametrize("name", ["demo", "run", "ls", "show", "export", "suites"])
+@pytest.mark.parametrize("name", ["demo", "run", "study", "train", "sft", "data", "ls", "show", "export", "suites"])
 def test_every_command_has_help(name: str) -> None:
     done = command(name, "--help")
     assert done.returncode == 0
@@ -299,7 +299,6 @@ def test_every_option_is_for_all_engines_or_listed() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--engine hf needs --model"),
         (["--engine", "openai", "--endpoint", "http://h/v1"], "--engine openai needs --api-model"),
         (["--engine", "replay"], "--engine replay needs --completions"),
         (["--model", "m", "--loops", "1,x"], "--loops '1,x': 'x' is no loop count"),
@@ -372,7 +371,7 @@ def test_a_full_disk_is_one_line(cli: Cli, small_disk: Path) -> None:
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLT_EVAL_DEBUG", "1")
     with pytest.raises(UserError):
-        main(["run", "--suite", "sums"])
+        main(["run", "--suite", "sums", "--loops", "x"])
 
 
 @pytest.mark.usefixtures("cli")

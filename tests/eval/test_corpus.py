@@ -783,7 +783,7 @@ def recipe(**sources: dict[str, Any] | None) -> Any:
     return SimpleNamespace(tokenizer="bytes", data=entries)
 
 
-def test_every_entry_of_a_recipe_is_built(tmp_path: Path, sentences: Path) -> None:
+def test_every_entry_of_a_recipe_is_built(tmp_path: Path, sentences: Path, bpe: Path) -> None:
     wanted = recipe(a={"kind": "jsonl", "path": str(sentences)}, b={"kind": "trace", "programs": 50})
     manifests = build_recipe_data(wanted, tmp_path / "data", quiet())
     assert set(manifests) == {"a", "b"}
@@ -791,6 +791,10 @@ def test_every_entry_of_a_recipe_is_built(tmp_path: Path, sentences: Path) -> No
     assert build_recipe_data(recipe(a=None), tmp_path / "data", quiet()) == {"a": manifests["a"]}
     with pytest.raises(UserError, match=r"entry c has no source, and .*holds no token data"):
         build_recipe_data(recipe(c=None), tmp_path / "data", quiet())
+    other = recipe(a=None)
+    other.tokenizer = str(bpe)
+    with pytest.raises(UserError, match=r"a: made with the tokenizer bytes, the recipe's is .*, which differs"):
+        build_recipe_data(other, tmp_path / "data", quiet())
     with pytest.raises(UserError, match="recipe: data entry c: kind must be one of"):
         build_recipe_data(recipe(c={"kind": "web"}), tmp_path / "data", quiet())
 

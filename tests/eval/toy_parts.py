@@ -160,11 +160,13 @@ class LoopEngine(SumEngine):
         batch_size: int | str = "auto",
         chat_template: str = "auto",
         tokenizer: str | None = None,
+        label: str | None = None,
         notify: Callable[[str], None] = print,
     ) -> None:
         super().__init__(loops=4 if loops is None else loops)
         self.options = {"model": model, "loop_mode": loop_mode, "dtype": dtype, "device": device}
-        self.options |= {"batch_size": batch_size, "chat_template": chat_template, "tokenizer": tokenizer}
+        self.options |= {"batch_size": batch_size, "chat_template": chat_template}
+        self.options |= {"tokenizer": tokenizer, "label": label}
         self.closed = False
         notify(f"loaded {model}")
         LoopEngine.made.append(self)

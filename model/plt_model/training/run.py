@@ -50,6 +50,8 @@ from plt_model.training.shards import TokenData
 from plt_model.training.trainer import PLTTrainer, TrainingError, read_metrics, resume_metrics
 
 REQUEST, RESULT, MODEL = "run.json", "result.json", "model"
+PARTIAL_REQUEST = REQUEST + ".partial"
+"""There for an instant while the first process claims the folder and the others look."""
 REPORTERS = ("trackio", "wandb", "tensorboard")
 Batch = dict[str, Tensor]
 
@@ -202,7 +204,7 @@ def run_job(job: Job, out: Path, engine: Engine) -> TrainResult:
     arguments = _arguments(job, out, engine)
     if arguments.process_index == 0:
         _claim(out, job.request)
-    resume = checkpoints.last_good(out, warn)
+    resume = checkpoints.last_good(out, warn if arguments.process_index == 0 else lambda _: None)
     before = _resume(out, resume, main=arguments.process_index == 0)
     _reset_peak_memory()
     flops = training_flops(model.config, job.length) if arguments.device.type == "cuda" else None
@@ -362,7 +364,7 @@ def finished(out: Path, request: dict[str, Any]) -> TrainResult | None:
 def _check_request(out: Path, request: dict[str, Any]) -> None:
     path = out / REQUEST
     if not path.exists():
-        if out.is_dir() and any(out.iterdir()):
+        if out.is_dir() and any(path.name != PARTIAL_REQUEST for path in out.iterdir()):
             raise TrainingError(f"--out {out}: not empty, and no training is in it: choose a new folder")
         return
     try:
@@ -390,7 +392,7 @@ def _brief(value: Any) -> str:
 
 def _claim(out: Path, request: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    partial = out / (REQUEST + ".partial")
+    partial = out / PARTIAL_REQUEST
     partial.write_text(json.dumps(request, indent=1) + "\n")
     partial.replace(out / REQUEST)
 
