@@ -1,4 +1,7 @@
-"""A study in one table: a row a measure, a column a loop count, gains first and costs after them."""
+"""A study in one table: a row a measure, a column a loop count, gains first and costs after them.
+
+summary.md has what the suites' parts are made of as well.
+"""
 
 from __future__ import annotations
 
@@ -61,12 +64,12 @@ def _heldout(rows: list[Variant], entry: str, first: int, scores: Scores) -> Hel
     )
 
 
-def _metrics(rows: list[Variant]) -> dict[str, Estimate]:
-    """By metric name, of those that all seeds have; parts of parts are left to the runs."""
+def _metrics(rows: list[Variant], *, parts_of_parts: bool = False) -> dict[str, Estimate]:
+    """By metric name, of those that all seeds have: the suites' and their parts', or only the parts' own parts."""
     each = []
     for row in rows:
         metrics = {name: metric for suite in row.suites.values() for name, metric in suite.metrics.items()}
-        each.append({name: metric for name, metric in metrics.items() if name.count("/") < 2})
+        each.append({name: metric for name, metric in metrics.items() if (name.count("/") >= 2) == parts_of_parts})
     shared = [name for name in each[0] if all(name in metrics for metrics in each)]
     return {
         name: over_seeds([Estimate(value=m[name].value, low=m[name].low, high=m[name].high) for m in each])
@@ -98,6 +101,14 @@ def gain_rows(study: Study) -> list[Row]:
     names = list(dict.fromkeys(name for row in study.summary for name in row.metrics))
     rows += [(name, [_percent(row.metrics.get(name)) for row in study.summary]) for name in names]
     return rows
+
+
+def part_rows(study: Study) -> list[Row]:
+    """What the suites' parts are made of, as accuracy by family and number of steps; perhaps none."""
+    by_loops = [[variant for variant in study.variants if variant.loops == row.loops] for row in study.summary]
+    found = [_metrics(variants, parts_of_parts=True) for variants in by_loops]
+    names = list(dict.fromkeys(name for metrics in found for name in metrics))
+    return [(name, [_percent(metrics.get(name)) for metrics in found]) for name in names]
 
 
 def cost_rows(study: Study) -> list[Row]:
@@ -145,8 +156,9 @@ def study_markdown(study: Study, folder: Path) -> str:
     lines = [f"# Study: {study.recipe.get('name')}", ""]
     description = str(study.recipe.get("description") or "").strip()
     lines += [description, ""] if description else []
-    for title, rows in (("Gain", gain_rows(study)), ("Cost", cost_rows(study))):
-        lines += [f"## {title}", "", *_markdown_table(["", *heads], rows), ""]
+    for title, rows in (("Gain", gain_rows(study)), ("Cost", cost_rows(study)), ("In parts", part_rows(study))):
+        if rows:
+            lines += [f"## {title}", "", *_markdown_table(["", *heads], rows), ""]
     lines += [f"{caption(study)[:1].upper()}{caption(study)[1:]}.", "", "## How", "", *_how(study, folder)]
     return "\n".join(lines) + "\n"
 

@@ -148,8 +148,10 @@ def test_what_is_written_is_what_is_returned(finished: tuple[StudyPlan, Study]) 
     for row in ("trace: against R=1", "trace.exact/chase", "KV cache at 50 tokens", "training step (s)"):
         assert f"\n| {row} | " in text
     assert f"| parameters | {study.variants[0].parameters:,} |" in text
+    gain, parts = text.split("## In parts")
+    assert "\n| trace.exact/chase/k1 | " in parts
+    assert "trace.exact/chase/k" not in gain
     assert "say nothing of what another seed would give" in text
-    assert "trace.exact/chase/k" not in text
 
 
 def test_a_complete_study_is_only_read(
