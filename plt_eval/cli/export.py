@@ -20,7 +20,9 @@ class Format(StrEnum):
 
 
 def export(
-    source: Annotated[str, typer.Argument(help="A run (evalplus) or a checkpoint folder (transformers).")],
+    source: Annotated[
+        str, typer.Argument(help="A run (evalplus), or a checkpoint folder or bundled model (transformers).")
+    ],
     format_: Annotated[Format, typer.Option("--format", help="What to write.")],
     out: Annotated[Path, typer.Option(help="File (evalplus) or new folder (transformers) to write.")],
     partial: Annotated[bool, typer.Option("--partial", help="evalplus: also a run that is not complete.")] = False,
@@ -39,7 +41,9 @@ def export(
         return
     if partial or results is not None:
         raise UserError("--partial and --results have no effect with --format transformers")
-    _export_transformers(Path(source), out)
+    from plt_eval.models import names_family, resolve_model
+
+    _export_transformers(resolve_model(source).folder if names_family(source) else Path(source), out)
 
 
 def export_evalplus(source: str, out: Path, results: Path, *, partial: bool) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
+from plt_eval.cli.main import main
 from plt_eval.models import BUNDLED, bundled_families, resolve_model
 from plt_eval.study.records import read_study
 from plt_model.loading import check_weights, load_model, weights_hash
@@ -78,3 +80,15 @@ def test_more_loops_read_python_better_than_one() -> None:
         assert against is not None
         assert against.high is not None
         assert against.high < 0
+
+
+def test_a_member_can_be_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "stock"
+    with pytest.raises(SystemExit) as ended:
+        main(["export", "plt-tiny:r2", "--format", "transformers", "--out", str(out)])
+    assert not ended.value.code, capsys.readouterr().err
+    assert weights_hash(out) == weights_hash(FAMILY / "r2")
+    with pytest.raises(SystemExit) as ended:
+        main(["export", "plt-tiny", "--format", "transformers", "--out", str(out)])
+    assert ended.value.code == 2
+    assert "choose one of plt-tiny:r1" in capsys.readouterr().err
