@@ -15,7 +15,14 @@ context, at sequence_length / stride times the cost.
 
     bits per byte = sum of -ln p over all predicted tokens / ln 2 / UTF-8 bytes of the documents' text
 
-The interval is a bootstrap over documents, or over groups of documents that are alike (packages), of that ratio.
+The interval is a bootstrap over documents, or over groups of documents that are alike (packages), of that ratio. Fewer
+than MIN_UNITS of them say nothing of how it varies, so there is none.
+
+Which documents a limit takes depends on the data and the limit alone, never on the model. All documents are put in a
+fixed random order, and the groups take turns: each gives its first document of that order, then its second, and so on.
+So a limit is spread over as many groups as there are, where a plain draw would follow the largest. For the same end,
+documents longer than limit / MIN_UNITS come after their group's others and after those of the others' turn, and one
+that does not fit into what is left of the limit is passed over. (Hence a small limit prefers short documents.)
 """
 
 from __future__ import annotations
@@ -44,15 +51,19 @@ STANDARD_LIBRARY = "python-stdlib"
 RESAMPLES = 2000
 """Of the bootstrap."""
 
+MIN_UNITS = 8
+"""Documents or groups, as many as are resampled, below which there is no interval: a bootstrap of a few units is far
+too narrow."""
+
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Bits per byte with its 95% interval (None where fewer than two units were scored), nats per predicted token,
-    and what they are of: `tokens` predicted, UTF-8 `bytes`, `documents`, and the resampled `units`: documents or
-    groups."""
+    """Bits per byte with its 95% interval (None where fewer than MIN_UNITS units were scored), nats per predicted
+    token, and what they are of: `tokens` predicted, UTF-8 `bytes`, `documents`, and the resampled `units`: documents
+    or groups."""
 
     bits_per_byte: float
     low: float | None
@@ -135,8 +146,8 @@ def score_documents(
     groups: npt.ArrayLike | None = None,
     device: str | torch.device | None = None,
 ) -> DocumentScores:
-    """Predict the documents of `data`, or whole documents of a fixed random order as far as `limit_tokens` reach
-    (at least one): the same ones for every model.
+    """Predict the documents of `data`, or whole documents drawn in turns over the groups as far as `limit_tokens` reach
+    (at least one): the same ones for every model, see above.
 
     `model` is any causal language model of transformers; it is moved to `device` (default: where it is).
     `sequence_length` and `stride` are in tokens, `batch_size` in windows. `groups` [documents of the split] says which
@@ -147,7 +158,10 @@ def score_documents(
     if not 1 <= stride <= sequence_length or batch_size < 1:
         raise ValueError(f"sequence_length {sequence_length}, stride {stride}, batch_size {batch_size}")
     _check_vocabulary(model, data)
-    chosen = _choose(data, limit_tokens)
+    own = np.arange(data.documents) if groups is None else np.asarray(groups, dtype=np.int64)
+    if own.shape != (data.documents,):
+        raise ValueError(f"groups has shape {own.shape}: expected [{data.documents}]")
+    chosen = _choose(data, own, limit_tokens)
     windows = _windows(data, chosen, sequence_length, stride)
     nats = np.zeros(len(chosen))
     with _evaluating(model, device) as where:
@@ -161,9 +175,6 @@ def score_documents(
         )
     tokens = np.zeros(len(chosen), dtype=np.int64)
     np.add.at(tokens, [row.slot for row in windows], [row.length - row.skip for row in windows])
-    own = np.arange(data.documents) if groups is None else np.asarray(groups, dtype=np.int64)
-    if own.shape != (data.documents,):
-        raise ValueError(f"groups has shape {own.shape}: expected [{data.documents}]")
     return DocumentScores(chosen, nats, tokens, data.document_bytes()[chosen], own[chosen])
 
 
@@ -189,16 +200,34 @@ def _check_vocabulary(model: nn.Module, data: TokenData) -> None:
         )
 
 
-def _choose(data: TokenData, limit_tokens: int | None) -> Integers:
+def _choose(data: TokenData, groups: Integers, limit_tokens: int | None) -> Integers:
     """The documents to score, by index, rising."""
     lengths = np.diff(data.document_starts())
     if len(lengths) == 0 or data.bytes == 0:
         raise UserError(f"{data.folder}: no {data.split} text to predict; raise the share that is held out")
     if limit_tokens is None or lengths.sum() <= limit_tokens:
         return np.arange(len(lengths))
-    order = np.random.default_rng(0).permutation(len(lengths))
-    count = max(1, int(np.searchsorted(np.cumsum(lengths[order]), limit_tokens, side="right")))
-    return np.sort(order[:count])
+    order = _in_turns(groups, last=lengths > limit_tokens / MIN_UNITS)
+    chosen, left, shortest = [], limit_tokens, int(lengths.min())
+    for document, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        if length <= left:
+            chosen.append(document)
+            left -= length
+        if left < shortest:
+            break
+    return np.sort(np.array(chosen or order[:1], dtype=np.int64))
+
+
+def _in_turns(groups: Integers, *, last: npt.NDArray[np.bool_]) -> Integers:
+    """All documents, by index: in a random order, always the same, each group's first, each group's second, ... Those
+    that are to come `last` do so within their group and within the turn."""
+    order = np.random.default_rng(0).permutation(len(groups))
+    order = order[np.argsort(last[order], kind="stable")]
+    _, group, sizes = np.unique(groups[order], return_inverse=True, return_counts=True)
+    turn = np.empty(len(order), dtype=np.int64)
+    turn[np.argsort(group, kind="stable")] = np.concatenate([np.arange(size) for size in sizes])
+    found: Integers = order[np.argsort(turn, kind="stable")]
+    return found
 
 
 def _windows(data: TokenData, chosen: Integers, sequence_length: int, stride: int) -> list[_Window]:
@@ -299,7 +328,8 @@ def _unit(package: str, file: str) -> str:
 
 
 def summarise(scores: DocumentScores) -> HeldOut:
-    """The ratio over all documents, and its 95% interval by bootstrap over groups (seeded: always the same)."""
+    """The ratio over all documents, and its 95% interval by bootstrap over groups (seeded: always the same); none for
+    fewer than MIN_UNITS groups."""
     nats, size = _by_group(scores, scores.nats), _by_group(scores, scores.bytes.astype(np.float64))
     ratios = _resampled(nats, size) / math.log(2)
     low, high = _interval(ratios)
@@ -318,7 +348,8 @@ def summarise(scores: DocumentScores) -> HeldOut:
 
 def difference(scores: DocumentScores, base: DocumentScores) -> tuple[float, float | None, float | None]:
     """Bits per byte of `scores` less those of `base`, with the 95% interval of the difference: both models meet the
-    same documents in every resample, so what is hard for both cancels. Raises ValueError for different documents."""
+    same documents in every resample, so what is hard for both cancels. No interval for fewer than MIN_UNITS groups.
+    Raises ValueError for different documents."""
     if not np.array_equal(scores.index, base.index) or not np.array_equal(scores.bytes, base.bytes):
         raise ValueError("the two models were scored on different documents")
     delta, size = _by_group(scores, scores.nats - base.nats), _by_group(scores, scores.bytes.astype(np.float64))
@@ -333,9 +364,10 @@ def _by_group(scores: DocumentScores, values: Floats) -> Floats:
 
 
 def _resampled(above: Floats, below: Floats, *, seed: int = 0) -> Floats:
-    """Ratios of the sums of as many groups, drawn with replacement: [RESAMPLES], or none for a single group."""
+    """Ratios of the sums of as many groups, drawn with replacement: [RESAMPLES], or none for fewer than MIN_UNITS
+    groups."""
     count = len(above)
-    if count < 2:
+    if count < MIN_UNITS:
         return np.empty(0)
     rng = np.random.default_rng(seed)
     ratios = []

@@ -6,6 +6,7 @@ import math
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from plt_eval.corpus import build, parse_source
 from plt_eval.errors import UserError
-from plt_eval.heldout import DocumentScores, bits_per_byte, difference, package_groups, score_documents, summarise
+from plt_eval.heldout import (
+    MIN_UNITS,
+    DocumentScores,
+    _choose,
+    bits_per_byte,
+    difference,
+    package_groups,
+    score_documents,
+    summarise,
+)
 from plt_model import PLTConfig, PLTForCausalLM
 from plt_model.training.shards import MANIFEST, Manifest, ShardWriter, TokenData, TokenizerRecord
 
@@ -161,6 +171,56 @@ def test_a_limit_takes_whole_documents_the_same_for_every_model(tmp_path: Path, 
         assert one.index.tolist() != list(range(len(one.index))), "not the first ones: those are of one kind"
 
 
+def drawn(folder: Path, lengths: list[int], groups: list[int], limit: int) -> DocumentScores:
+    """What a limit takes of documents of so many tokens, ends included."""
+    data = write_data(folder, random_texts([length - 2 for length in lengths]), lengths)
+    return score_documents(make_model(1), data, sequence_length=64, limit_tokens=limit, groups=groups)
+
+
+def test_a_limit_is_spread_over_the_groups(tmp_path: Path) -> None:
+    """One group has nine tenths of the documents; each of the others gives all it has before that gives a second."""
+    groups = [0] * 90 + [1, 2, 3, 4, 5, 6, 7, 8, 9, 9]
+    found = drawn(tmp_path / "a", [5] * 100, groups, 50)
+    assert sorted(found.group.tolist()) == list(range(10)), "ten documents: one of each"
+    more = drawn(tmp_path / "b", [5] * 100, groups, 63)
+    assert sorted(more.group.tolist()) == [0, 0, *range(1, 10), 9]
+    assert set(found.index) < set(more.index), "a larger limit goes on where a smaller one ended"
+    ours = [document for document in more.index if document < 90]
+    assert ours != [0, 1], "a group's documents come in a random order"
+
+
+def test_a_giant_document_leaves_room_for_other_groups(tmp_path: Path) -> None:
+    lengths = [60] * 36 + [5] * 6 + [60] + [5] * 10
+    groups = [0] * 42 + [1, *range(2, 12)]
+    found = drawn(tmp_path / "a", lengths, groups, 80)
+    assert set(found.group.tolist()) == {0, *range(2, 12)}, "a group of nothing but a giant: passed over"
+    assert found.tokens.sum() + len(found.tokens) == 80, "and what is left goes to what fits"
+    wider = drawn(tmp_path / "b", lengths, groups, 120)
+    assert set(wider.group.tolist()) == set(range(12)), "taken where it fits, in the first turn"
+    assert sorted(wider.tokens[wider.index < 42].tolist()) == [4, 4], "a group's giants come after its other documents"
+    alone = drawn(tmp_path / "c", [60] * 3, [0, 0, 1], 20)
+    assert len(alone.index) == 1, "at least one"
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 5)), min_size=1, max_size=40), st.integers(1, 400))
+def test_turns_are_fair(documents: list[tuple[int, int]], limit: int) -> None:
+    """For documents of any length: whole, within the limit, and none that would still fit is left."""
+    lengths, groups = (np.array(column) for column in zip(*documents, strict=True))
+    data: Any = SimpleNamespace(document_starts=lambda: np.append(0, np.cumsum(lengths)), bytes=1)
+    chosen = _choose(data, groups, limit)
+    assert np.array_equal(chosen, np.unique(chosen))
+    left = limit - lengths[chosen].sum()
+    assert left >= 0 or len(chosen) == 1
+    others = np.setdiff1d(np.arange(len(lengths)), chosen)
+    assert len(others) == 0 or left < lengths[others].min()
+    short = lengths <= limit / MIN_UNITS
+    if short[others].all() and len(np.unique(lengths)) == 1 and len(chosen) > 1:
+        taken = [int((groups[chosen] == group).sum()) for group in np.unique(groups)]
+        waiting = [int((groups[chosen] == group).sum()) for group in np.unique(groups[others])]
+        assert not waiting or max(taken) <= min(waiting) + 1, "no group is two turns ahead of one that has more"
+
+
 # --- the interval -------------------------------------------------------------------------------------------
 
 
@@ -195,10 +255,17 @@ def test_documents_of_a_group_stand_and_fall_together() -> None:
     assert width == pytest.approx(math.sqrt(10) * ((found.high or 0) - (found.low or 0)), rel=0.15)
 
 
-def test_a_single_unit_has_no_interval() -> None:
-    found = summarise(scores([10.0, 20.0], [10, 10], [4, 4]))
-    assert (found.low, found.high, found.units) == (None, None, 1)
-    assert found.bits_per_byte == pytest.approx(1.5 / math.log(2))
+@pytest.mark.parametrize(("units", "known"), [(1, False), (2, False), (7, False), (8, True)])
+def test_few_units_have_no_interval(units: int, known: bool) -> None:
+    """However many documents they are of; nor has their difference."""
+    group = np.arange(40) % units
+    one = scores(np.arange(40.0) + 10, [10] * 40, group)
+    found = summarise(one)
+    value, low, high = difference(scores(np.arange(40.0) + 9, [10] * 40, group), one)
+    assert (found.units, MIN_UNITS) == (units, 8)
+    assert [number is not None for number in (found.low, found.high, low, high)] == [known] * 4
+    assert found.bits_per_byte == pytest.approx(2.95 / math.log(2))
+    assert value == pytest.approx(-0.1 / math.log(2))
 
 
 def test_the_same_scores_give_the_same_interval() -> None:
