@@ -198,7 +198,9 @@ def test_a_giant_document_leaves_room_for_other_groups(tmp_path: Path) -> None:
     wider = drawn(tmp_path / "b", lengths, groups, 120)
     assert set(wider.group.tolist()) == set(range(12)), "taken where it fits, in the first turn"
     assert sorted(wider.tokens[wider.index < 42].tolist()) == [4, 4], "a group's giants come after its other documents"
-    alone = drawn(tmp_path / "c", [60] * 3, [0, 0, 1], 20)
+    mixed = drawn(tmp_path / "c", ([60] * 5 + [5] * 2) * 8, np.arange(8).repeat(7).tolist(), 80)
+    assert np.bincount(mixed.group).tolist() == [2] * 8
+    alone = drawn(tmp_path / "d", [60] * 3, [0, 0, 1], 20)
     assert len(alone.index) == 1, "at least one"
 
 
