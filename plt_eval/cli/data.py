@@ -42,9 +42,15 @@ def build_data(
     ] = None,
     held_out: Annotated[
         float | None,
-        typer.Option(help="Share of the documents kept from training (default 0.01; a source installed has its own)."),
+        typer.Option(
+            help="Share of the documents kept from training (default 0.01, with --recipe what the data that are there "
+            "have; a source installed has its own)."
+        ),
     ] = None,
-    shard_tokens: Annotated[int, typer.Option(help="Tokens a file.")] = 1 << 27,
+    shard_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens a file (default 134217728, with --recipe what the data that are there have)."),
+    ] = None,
     workers: Annotated[int, typer.Option(help="Processes that tokenise; not for the tokenizer bytes.")] = 1,
 ) -> None:
     """Tokenise text into shards with a manifest.
@@ -85,7 +91,7 @@ def show_data(
 
     Splits, sources, packages and licences. Exit code 2 when a file is missing or differs from the manifest.
     """
-    from plt_eval.corpus.show import open_folders, source_tables, verify_folder
+    from plt_eval.corpus.show import display_names, open_folders, source_tables, verify_folder
     from plt_eval.tables import output_console
 
     manifests = open_folders(folder)
@@ -96,9 +102,10 @@ def show_data(
         _print_json(manifests)
         return
     console = output_console()
-    console.print(_splits_table({manifest.name: manifest for manifest in manifests.values()}))
-    for manifest in manifests.values():
-        for table in source_tables(manifest):
+    names = display_names(manifests)
+    console.print(_splits_table({names[path]: manifest for path, manifest in manifests.items()}))
+    for path, manifest in manifests.items():
+        for table in source_tables(manifest, names[path]):
             console.print(table)
         typer.echo(f"held out: {manifest.held_out_rule}")
     if verify:
@@ -110,15 +117,13 @@ class _Settings:
     """The options that --recipe and --source share."""
 
     held_out: float | None
-    shard_tokens: int
+    shard_tokens: int | None
     workers: int
     command: tuple[str, ...]
 
-    def share(self, kinds: list[str]) -> float:
-        """--held-out, or its default. Raises UserError where it would have no effect."""
-        if self.held_out is None:
-            return 0.01
-        if set(kinds) == {"installed"}:
+    def share(self, kinds: list[str]) -> float | None:
+        """--held-out. Raises UserError where it would have no effect."""
+        if self.held_out is not None and set(kinds) == {"installed"}:
             raise UserError(
                 "--held-out has no effect: installed packages are held out whole; say held_out=SHARE in the source"
             )
@@ -127,15 +132,17 @@ class _Settings:
 
 def _build_sources(texts: list[str], tokenizer: str, out: Path, name: str, settings: _Settings) -> Manifest:
     from plt_eval.corpus import build, parse_source_option
+    from plt_eval.corpus.builder import HELD_OUT, SHARD_TOKENS
 
     sources = [parse_source_option(text) for text in texts]
+    held_out = settings.share([source.kind for source in sources])
     return build(
         sources,
         tokenizer,
         out,
         name=name,
-        held_out=settings.share([source.kind for source in sources]),
-        shard_tokens=settings.shard_tokens,
+        held_out=HELD_OUT if held_out is None else held_out,
+        shard_tokens=SHARD_TOKENS if settings.shard_tokens is None else settings.shard_tokens,
         workers=settings.workers,
         command=settings.command,
     )
@@ -161,6 +168,7 @@ def _build_recipe(recipe: str, out: Path, settings: _Settings) -> dict[str, Mani
 
 def _splits_table(manifests: dict[str, Manifest]) -> Table:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table()
     table.add_column("data", overflow="fold")
@@ -170,7 +178,7 @@ def _splits_table(manifests: dict[str, Manifest]) -> Table:
     for name, manifest in manifests.items():
         for split, record in manifest.splits.items():
             counts = (record.documents, record.bytes, record.tokens, len(record.shards))
-            table.add_row(name, split, *(f"{count:,}" for count in counts))
+            table.add_row(Text(name), split, *(f"{count:,}" for count in counts))
     return table
 
 

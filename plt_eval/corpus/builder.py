@@ -18,12 +18,12 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import filelock
 from pydantic import Field, ValidationError
@@ -78,6 +78,8 @@ _KEY_BYTES = 16
 _BATCH_DOCUMENTS = 256
 _BATCH_CHARACTERS = 1 << 20
 
+Number = TypeVar("Number", int, float)
+
 
 class BuildInterrupted(KeyboardInterrupt):
     """Ctrl-C; what was done is stored, and the message says how to go on."""
@@ -108,30 +110,36 @@ def build_recipe_data(
     out: Path,
     console: Console | None = None,
     *,
-    held_out: float = HELD_OUT,
-    shard_tokens: int = SHARD_TOKENS,
+    held_out: float | None = None,
+    shard_tokens: int | None = None,
     workers: int = 1,
     command: Sequence[str] = (),
 ) -> dict[str, Manifest]:
     """Build every entry of the recipe's data in `out`/NAME: goes on with what was begun, and leaves alone what is
-    complete. An entry without a source has to be there already. Raises UserError and BuildInterrupted."""
+    complete. An entry without a source has to be there already.
+
+    `held_out` and `shard_tokens` as in `build`; None is what the entry's folder was begun with, for a new one what the
+    first other entry was, and for all new ones the default. Raises UserError and BuildInterrupted.
+    """
     sources = {
         entry.name: None if entry.source is None else parse_source(entry.source, f"recipe: data entry {entry.name}")
         for entry in recipe.data
     }
+    begun = {name: _stored_request(out / name) for name, source in sources.items() if source is not None}
     manifests = {}
     for name, source in sources.items():
         folder = out / name
         if source is None:
             manifests[name] = _built_elsewhere(folder, name, recipe.tokenizer)
             continue
+        earlier = [begun[name], *begun.values()]
         manifests[name] = build(
             [source],
             recipe.tokenizer,
             folder,
             name=name,
-            held_out=held_out,
-            shard_tokens=shard_tokens,
+            held_out=_stored(earlier, "held_out", HELD_OUT) if held_out is None else held_out,
+            shard_tokens=_stored(earlier, "shard_tokens", SHARD_TOKENS) if shard_tokens is None else shard_tokens,
             workers=workers,
             console=console,
             command=command,
@@ -654,6 +662,22 @@ def _complete(out: Path, request: dict[str, Any]) -> Manifest | None:
     except ShardError as error:
         raise UserError(f"{error}; delete {out} to build it again") from error
     return manifest
+
+
+def _stored_request(out: Path) -> dict[str, Any]:
+    """What the build in this folder was asked for, complete or not; empty without one, or when it is damaged."""
+    found: dict[str, Any] = {}
+    # In the order in which a build writes them, so that one that ends meanwhile is not missed; the last one counts.
+    for path in (out / WORK / _STATE, out / WORK / MANIFEST, out / MANIFEST):
+        record = _State if path.name == _STATE else Manifest
+        with suppress(FileNotFoundError, ValueError):
+            found = record.model_validate_json(path.read_text(encoding="utf-8")).request
+    return found
+
+
+def _stored(requests: Sequence[dict[str, Any]], name: str, default: Number) -> Number:
+    """The number `name` of the first request that has it."""
+    return next((request[name] for request in requests if isinstance(request.get(name), int | float)), default)
 
 
 def _built_elsewhere(folder: Path, name: str, tokenizer: str) -> Manifest:

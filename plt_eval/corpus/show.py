@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rich.table import Table
@@ -52,18 +53,23 @@ def verify_folder(folder: Path, manifest: Manifest) -> None:
         raise UserError(f"{path}: SHA-256 is {found}, the manifest says {manifest.files.sha256}")
 
 
-def source_tables(manifest: Manifest) -> list[Table]:
-    """The sources; then, for each that has them, its packages, and for every other its licences."""
-    tables = [_sources(manifest)]
+def display_names(manifests: Mapping[Path, Manifest]) -> dict[Path, str]:
+    """What to call each folder: its data's name, or the path where several data have that name."""
+    counts = Counter(manifest.name for manifest in manifests.values())
+    return {path: manifest.name if counts[manifest.name] == 1 else str(path) for path, manifest in manifests.items()}
+
+
+def source_tables(manifest: Manifest, name: str) -> list[Table]:
+    """The sources of the data called `name`; then, for each that has them, its packages, and for every other its
+    licences."""
+    tables = [_sources(manifest, name)]
     for source in manifest.sources:
         tables.append(_packages(source) if source.packages else _licences(source))
     return tables
 
 
-def _sources(manifest: Manifest) -> Table:
-    table = _table(
-        f"sources of {manifest.name}", ("kind", "location", "revision"), ("read", "kept", "bytes", "duplicates")
-    )
+def _sources(manifest: Manifest, name: str) -> Table:
+    table = _table(f"sources of {name}", ("kind", "location", "revision"), ("read", "kept", "bytes", "duplicates"))
     table.add_column("rejected", overflow="fold")
     for source in manifest.sources:
         counts = (source.read, source.kept.documents, source.kept.bytes, source.duplicates)

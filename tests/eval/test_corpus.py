@@ -799,6 +799,50 @@ def test_every_entry_of_a_recipe_is_built(tmp_path: Path, sentences: Path, bpe: 
         build_recipe_data(recipe(c={"kind": "web"}), tmp_path / "data", quiet())
 
 
+def test_a_recipe_s_data_keep_the_share_and_the_shards_they_have(tmp_path: Path, sentences: Path) -> None:
+    wanted = recipe(a={"kind": "jsonl", "path": str(sentences)}, b={"kind": "trace", "programs": 50})
+    first = build_recipe_data(wanted, tmp_path / "data", quiet(), held_out=0.2, shard_tokens=5000)
+    assert {(m.held_out, m.shard_tokens) for m in first.values()} == {(0.2, 5000)}
+    assert build_recipe_data(wanted, tmp_path / "data", quiet()) == first
+    with pytest.raises(UserError, match=r"holds another build: held_out is 0\.2 there, asked for 0\.01"):
+        build_recipe_data(wanted, tmp_path / "data", quiet(), held_out=0.01)
+    with pytest.raises(UserError, match=r"holds another build: shard_tokens is 5000 there, asked for 6000"):
+        build_recipe_data(wanted, tmp_path / "data", quiet(), shard_tokens=6000)
+    new = build_recipe_data(wanted, tmp_path / "new", quiet())
+    assert {(m.held_out, m.shard_tokens) for m in new.values()} == {(0.01, 1 << 27)}
+    whole = build_recipe_data(wanted, tmp_path / "whole", quiet(), held_out=0)
+    assert build_recipe_data(wanted, tmp_path / "whole", quiet()) == whole
+
+
+def test_a_recipe_s_begun_data_go_on_with_the_share_they_have(
+    tmp_path: Path, sentences: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all entries: the one that was stopped, and those after it."""
+
+    def die(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    wanted = recipe(a={"kind": "jsonl", "path": str(sentences)}, b={"kind": "trace", "programs": 50})
+    whole = build_recipe_data(wanted, tmp_path / "whole", quiet(), held_out=0.2, shard_tokens=5000)
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardWriter, "append", die)
+        with pytest.raises(Killed):
+            build_recipe_data(wanted, tmp_path / "data", quiet(), held_out=0.2, shard_tokens=5000)
+    went_on = build_recipe_data(wanted, tmp_path / "data", quiet())
+    assert {name: manifest.splits for name, manifest in went_on.items()} == {n: m.splits for n, m in whole.items()}
+
+
+def test_a_damaged_folder_of_a_recipe_is_named(tmp_path: Path) -> None:
+    wanted = recipe(a={"kind": "trace", "programs": 50})
+    (tmp_path / "a" / WORK).mkdir(parents=True)
+    (tmp_path / "a" / WORK / "state.json").write_text("{")
+    with pytest.raises(UserError, match="damaged state of a build"):
+        build_recipe_data(wanted, tmp_path, quiet())
+    (tmp_path / "a" / MANIFEST).write_text("{")
+    with pytest.raises(UserError, match=r"delete .* to build it again"):
+        build_recipe_data(wanted, tmp_path, quiet())
+
+
 def exits(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as caught:
         main([str(argument) for argument in arguments])
@@ -836,6 +880,30 @@ def test_build_a_recipe_file(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     code, _, stderr = exits(capsys, "data", "build", "--recipe", path, "--out", tmp_path / "data")
     assert code == 0, stderr
     assert TokenData.open(tmp_path / "data" / "t", "train").documents > 200
+
+    line = ("data", "build", "--recipe", path, "--out", tmp_path / "more")
+    code, _, stderr = exits(capsys, *line, "--held-out", "0.2", "--shard-tokens", "5000")
+    assert code == 0, stderr
+    assert exits(capsys, *line)[0] == 0
+    code, _, stderr = exits(capsys, *line, "--held-out", "0.1")
+    assert code == 2
+    assert "held_out is 0.2 there, asked for 0.1" in stderr
+
+
+def test_show_tells_folders_of_one_name_apart(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trace = parse_source({"kind": "trace", "programs": 50}, "x")
+    for folder, name in (("[b]a", "same"), ("b", "same"), ("c", "other")):
+        built(trace, tmp_path / "all" / folder, name=name)
+    code, stdout, _ = exits(capsys, "data", "show", "all")
+    assert code == 0
+    rows = [line.split("│")[1].strip() for line in stdout.splitlines() if line.count("│") == 7]
+    assert sorted(set(rows)) == ["all/[b]a", "all/b", "other"]
+    assert len(rows) == 6
+    for title in ("sources of all/[b]a", "sources of all/b", "sources of other"):
+        assert title in stdout
 
 
 @pytest.mark.parametrize(
