@@ -35,7 +35,7 @@ class StudyOptions:
 
 def report_study(options: StudyOptions, *, as_json: bool) -> bool:
     """Do the study, print its table (or JSON) to stdout, and say whether samples are missing.
-    Raises UserError, SuiteError, SandboxError; on Ctrl-C says how to go on, and exits with 130."""
+    Raises what run_study does; on Ctrl-C says how to go on, and exits with 130."""
     import typer
     from rich.console import Console
 

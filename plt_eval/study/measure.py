@@ -38,7 +38,8 @@ def measure_heldout(
     engine: HFEngine, entry: Path, out: Path, *, sequence_length: int, limit_tokens: int | None
 ) -> tuple[HeldOutRecord, DocumentScores]:
     """Bits per byte of the engine's model on the held-out text of the data folder `entry`; `out` is the scores' file
-    without its ending. Scores are made again when the model, the data or the amount differs from the stored one's."""
+    without its ending. Scores are made again when the model, the data, the amount, the device or the type differs from
+    the stored one's."""
     data = TokenData.open(entry, "heldout")
     settings = {
         "weights_sha256": engine.weights_sha256,
@@ -46,6 +47,8 @@ def measure_heldout(
         "data_sha256": hashlib.sha256((entry / MANIFEST).read_bytes()).hexdigest(),
         "sequence_length": sequence_length,
         "limit_tokens": limit_tokens,
+        "device": _device_name(engine.device),
+        "dtype": _type_name(engine.dtype),
     }
     scores = _stored(out, settings)
     if scores is None:
@@ -117,7 +120,7 @@ def measure_cache(config: PLTConfig, context: int, dtype: torch.dtype) -> CacheR
         cache = PLTCache(config)
         with torch.no_grad():
             model(input_ids=torch.zeros(1, context, dtype=torch.long), past_key_values=cache, logits_to_keep=1)
-    return CacheRecord(context=context, dtype=str(dtype).removeprefix("torch."), **cache.nbytes())
+    return CacheRecord(context=context, dtype=_type_name(dtype), **cache.nbytes())
 
 
 def measure_decode(engine: HFEngine, out: Path) -> DecodeRecord:
@@ -127,7 +130,7 @@ def measure_decode(engine: HFEngine, out: Path) -> DecodeRecord:
         "weights_sha256": engine.weights_sha256,
         "loops": engine.model.config.plt_num_loops,
         "device": _device_name(engine.device),
-        "dtype": str(engine.dtype).removeprefix("torch."),
+        "dtype": _type_name(engine.dtype),
     }
     try:
         stored = json.loads(out.read_text(encoding="utf-8"))
@@ -170,6 +173,10 @@ def _now(device: torch.device) -> float:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _type_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:

@@ -28,8 +28,8 @@ QUICK_LIMIT, QUICK_HELDOUT_TOKENS = 170, 60_000
 @dataclass(frozen=True)
 class StudyPlan:
     """`recipe` is a file or a bundled name, `loops` and `seeds` what it is trained at (None: the recipe's own seed).
-    `limit` takes the first so many problems of each suite, `heldout_tokens` as many held-out tokens of each entry
-    (None: all); `context` is the length at which caches are compared, in tokens; `data` None is OUT/data."""
+    `limit` takes the first so many problems of each suite (None: all), `heldout_tokens` at most as many held-out tokens
+    of each entry; `context` is the length at which caches are compared, in tokens; `data` None is OUT/data."""
 
     recipe: str
     out: Path
@@ -38,7 +38,7 @@ class StudyPlan:
     suites: tuple[str, ...] = ("trace",)
     data: Path | None = None
     limit: int | None = None
-    heldout_tokens: int | None = 200_000
+    heldout_tokens: int = 200_000
     context: int = 4096
     sandbox: str = "bubblewrap"
     sandbox_image: str | None = None

@@ -1,7 +1,7 @@
 """study.json: what was trained and measured, one Variant for each model and one LoopSummary for each loop count.
 
     study = read_study(Path("results/studies/quick"))
-    {row.loops: row.heldout["python"].bits_per_byte.mean for row in study.summary}
+    {row.loops: row.heldout["python"].bits_per_byte.value for row in study.summary}
 
 Paths are relative to the study's folder, memory and caches in bytes, times in seconds.
 """
@@ -27,7 +27,8 @@ SUMMARY = "summary.md"
 
 class HeldOutRecord(Record):
     """Held-out text of one entry of the recipe's data; see plt_eval.heldout. Intervals are of 95%, over `units`
-    (documents, or packages where documents come from packages); None where there is only one."""
+    (documents, or packages where documents come from packages); None where there are too few of them: fewer than
+    plt_eval.heldout.MIN_UNITS."""
 
     bits_per_byte: float
     low: float | None
@@ -146,7 +147,8 @@ class LoopSummary(Record):
 
 
 class Study(Record):
-    """study.json. `status` "running" means that variants are still missing: the same command goes on."""
+    """study.json. `status` "running" means that variants are still missing: the same command goes on. `sessions` are
+    the processes that worked on it, in order; one that was stopped has not `ended`."""
 
     schema_version: int = SCHEMA_VERSION
     status: Literal["running", "complete"]
@@ -156,7 +158,7 @@ class Study(Record):
     seeds: tuple[int, ...] = Field(min_length=1)
     suites: tuple[str, ...]
     limit: int | None
-    heldout_tokens: int | None
+    heldout_tokens: int
     context: int
     data: str
     started: datetime

@@ -2,14 +2,14 @@
 
 Every stage knows its own results: data folders their manifest, trainings their result, scores what they were made
 with, runs their samples. So a study that was stopped or killed anywhere goes on where it stood, and one that is
-complete is only read. study.json and summary.md are written again after each model.
+complete is only read. study.json and summary.md are written again after each model, but never over a record that has
+more: one that an earlier command completed stays until this one has completed its own.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,6 @@ from rich.console import Console
 
 from plt_eval import provenance
 from plt_eval.engines.hf import HFEngine
-from plt_eval.errors import UserError
 from plt_eval.heldout import DocumentScores
 from plt_eval.journal import write_atomically
 from plt_eval.records import Session
@@ -38,19 +37,18 @@ class StudyInterrupted(KeyboardInterrupt):
 def run_study(plan: StudyPlan, console: Console) -> Study:
     """Do what is missing of the study, and return all of it. Progress goes to `console`.
 
-    Raises UserError, SuiteError, SandboxError (all: one line for the user) and StudyInterrupted; what was done until
-    then is stored.
+    Raises UserError, SuiteError, SandboxError, the RecipeError, ShardError, TrainingError and CheckpointError of
+    plt_model (all: one line for the user) and StudyInterrupted; what was done until then is stored.
     """
-    with _user_mistakes():
-        recipe = _load(plan)
-        check_folder(plan.out, recipe.digest(), recipe.name)
-        with held(plan.out):
-            session = _StudySession(plan, recipe, console, _session(plan))
-            try:
-                return session.work()
-            except KeyboardInterrupt as error:
-                where = f" ({error})" if str(error) else ""
-                raise StudyInterrupted(f"{plan.out}: run the same command again to go on{where}") from error
+    recipe = _load(plan)
+    check_folder(plan.out, recipe.digest(), recipe.name)
+    with held(plan.out):
+        session = _StudySession(plan, recipe, console, _session(plan))
+        try:
+            return session.work()
+        except KeyboardInterrupt as error:
+            where = f" ({error})" if str(error) else ""
+            raise StudyInterrupted(f"{plan.out}: run the same command again to go on{where}") from error
 
 
 def _load(plan: StudyPlan) -> Any:
@@ -64,20 +62,6 @@ def _load(plan: StudyPlan) -> Any:
     for name in plan.suites:
         get_suite(name)
     return recipe
-
-
-@contextmanager
-def _user_mistakes() -> Iterator[None]:
-    """What the model's package calls a mistake of the user's, as this package does."""
-    from plt_model.loading import CheckpointError
-    from plt_model.training.recipe import RecipeError
-    from plt_model.training.shards import ShardError
-    from plt_model.training.trainer import TrainingError
-
-    try:
-        yield
-    except (RecipeError, ShardError, TrainingError, CheckpointError) as error:
-        raise UserError(str(error)) from error
 
 
 @dataclass
@@ -104,7 +88,8 @@ class _StudySession:
             if self._answers(self.earlier):
                 self._say(f"{self.plan.out}: complete already")
                 return self.earlier
-        self._save("running")
+        if self.earlier is None or self.earlier.status == "running":
+            self._save("running")  # a complete one is not touched before there is something new
         self._build_data()
         diagnose = measure.find_diagnose()
         if diagnose is None:
@@ -208,9 +193,14 @@ class _StudySession:
         }
 
     def _save(self, status: Any) -> Study:
-        """Write down what there is so far."""
+        """Write down what there is so far, or where the earlier record has more, only that there was this session."""
         ended = datetime.now(UTC) if status == "complete" else None
         earlier = () if self.earlier is None else self.earlier.sessions
+        sessions = (*earlier, self.session.model_copy(update={"ended": ended}))
+        if status == "running" and self.earlier is not None and self._has_more(self.earlier):
+            study = self.earlier.model_copy(update={"sessions": sessions})
+            write_atomically(self.plan.out / STUDY, study.model_dump_json(indent=2) + "\n")
+            return study
         study = Study(
             status=status,
             recipe=self.recipe.model_dump(mode="json"),
@@ -218,7 +208,7 @@ class _StudySession:
             **self._asked(),
             started=self.session.started if self.earlier is None else self.earlier.started,
             ended=ended,
-            sessions=(*earlier, self.session.model_copy(update={"ended": ended})),
+            sessions=sessions,
             variants=tuple(self.variants),
             summary=summarise_loops(self.variants, self.scores),
         )
@@ -226,6 +216,9 @@ class _StudySession:
         if study.variants:
             write_atomically(self.plan.out / SUMMARY, study_markdown(study, self.plan.out))
         return study
+
+    def _has_more(self, earlier: Study) -> bool:
+        return earlier.status == "complete" or len(earlier.variants) > len(self.variants)
 
     def _say(self, message: str) -> None:
         self.console.print(message, markup=False, highlight=False, soft_wrap=True)

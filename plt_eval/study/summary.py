@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from plt_eval.heldout import DocumentScores, difference
-from plt_eval.study.records import Estimate, HeldOutSummary, LoopSummary, Study, Variant
+from plt_eval.heldout import MIN_UNITS, DocumentScores, difference
+from plt_eval.study.records import Estimate, HeldOutRecord, HeldOutSummary, LoopSummary, Study, Variant
 
 Row = tuple[str, list[str]]
 Scores = Mapping[tuple[int, int, str], DocumentScores]
@@ -141,13 +141,36 @@ def study_table(study: Study) -> Table:
 
 
 def caption(study: Study) -> str:
-    """What the brackets are."""
+    """What the brackets are, and where there are none for want of units."""
     if len(study.seeds) == 1:
         return (
             f"one training each (seed {study.seeds[0]}); [95% intervals] are over held-out documents or packages and "
-            "over problems, and say nothing of what another seed would give"
+            f"over problems, and say nothing of what another seed would give{_too_few(study)}"
         )
     return f"mean ± standard deviation over {len(study.seeds)} seeds"
+
+
+def _too_few(study: Study) -> str:
+    """As in "; no interval over fewer than 8 of them (python: 2 packages)"."""
+    few = [f"{name}: {_units(found)}" for name, found in study.variants[0].heldout.items() if found.low is None]
+    return f"; no interval over fewer than {MIN_UNITS} of them ({', '.join(few)})" if few else ""
+
+
+def _units(found: HeldOutRecord) -> str:
+    """What was resampled: documents that stand for themselves, or the packages that they are of."""
+    if found.units == found.documents:
+        return _number(found.documents, "document")
+    return _number(found.units, "package")
+
+
+def _amount(found: HeldOutRecord) -> str:
+    """As in "199,967 tokens of 18 documents of 14 packages"."""
+    of = "" if found.units == found.documents else f" of {_units(found)}"
+    return f"{found.tokens:,} tokens of {_number(found.documents, 'document')}{of}"
+
+
+def _number(count: int, thing: str) -> str:
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
 def study_markdown(study: Study, folder: Path) -> str:
@@ -164,9 +187,11 @@ def study_markdown(study: Study, folder: Path) -> str:
 
 
 def _how(study: Study, folder: Path) -> list[str]:
-    session = study.sessions[-1] if study.sessions else None
+    ended = [session for session in study.sessions if session.ended is not None]
+    sessions = ended or study.sessions  # a complete study may have been asked for more since, in vain
+    session = sessions[-1] if sessions else None
     one = study.variants[0]
-    heldout = ", ".join(f"{name} {found.tokens:,} tokens" for name, found in one.heldout.items())
+    heldout = ", ".join(f"{name} {_amount(found)}" for name, found in one.heldout.items())
     limit = "all problems" if study.limit is None else f"the first {study.limit} problems"
     lines = [
         f"- Recipe `{study.recipe.get('name')}` ({study.recipe_sha256[:12]}), {one.training.tokens:,} tokens in "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -203,15 +204,17 @@ def test_a_study_stopped_at_any_stage_goes_on_to_the_same_end(
     assert again.started == again.sessions[0].started
 
 
-def stop_before(patch: pytest.MonkeyPatch, name: str, calls: int) -> None:
-    """Make call number `calls` of the function `name` a Ctrl-C."""
+def stop_before(
+    patch: pytest.MonkeyPatch, name: str, calls: int, error: type[BaseException] | BaseException = KeyboardInterrupt
+) -> None:
+    """Make call number `calls` of the function `name` a Ctrl-C, or another error."""
     module, _, attribute = name.rpartition(".")
     real = getattr(sys.modules[module], attribute)
     left = [calls]
 
     def stopped(*arguments: Any, **options: Any) -> Any:
         if not left[0]:
-            raise KeyboardInterrupt
+            raise error
         left[0] -= 1
         return real(*arguments, **options)
 
@@ -258,6 +261,60 @@ def test_a_study_grows_by_what_is_asked_for_more(
     assert "Mean ± standard deviation over 2 seeds" in (mine.out / SUMMARY).read_text()
 
 
+STEPS = [
+    ("plt_eval.corpus.build_recipe_data", 0, False),
+    ("plt_model.training.run.train", 2, True),
+    ("plt_eval.study.measure.measure_heldout", 1, False),
+]
+
+
+def test_what_an_earlier_study_recorded_outlives_one_that_fails(
+    finished: tuple[StudyPlan, Study], recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for a third loop count and fewer problems, in vain, it is what it was but for the session's trace."""
+    whole, study = finished
+    out = tmp_path / "out"
+    shutil.copytree(whole.out, out)
+    larger = plan(recipe, out, loops=(1, 2, 3), limit=5)
+    sessions = list(study.sessions)
+    for stage, calls, something in STEPS:
+        before = (out / "study.json").read_bytes()
+        with monkeypatch.context() as patch:
+            stop_before(patch, stage, calls, UserError("no"))
+            with pytest.raises(UserError, match="no"):
+                run_study(larger, console())
+        kept = read_study(out)
+        assert (kept.status, kept.variants, kept.limit, kept.ended) == ("complete", study.variants, 9, study.ended)
+        assert something or (out / "study.json").read_bytes() == before, "not touched before there is something new"
+        assert (out / SUMMARY).read_bytes() == (whole.out / SUMMARY).read_bytes()
+        sessions += kept.sessions[len(sessions) :]
+        assert kept.sessions == tuple(sessions)
+        assert study_markdown(kept, whole.out) == study_markdown(study, whole.out), "of the session that made it"
+    assert len(sessions) == 2
+    assert sessions[-1].ended is None
+    assert run_study(plan(recipe, out), console()) == kept, "and is complete for who asks for what it is"
+    again = run_study(larger, console())
+    assert (again.status, len(again.variants), len(again.sessions)) == ("complete", 3, 3)
+    assert read_study(out) == again
+
+
+def test_a_study_that_is_gone_on_with_keeps_the_models_it_has(
+    finished: tuple[StudyPlan, Study], recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, study = finished
+    out = tmp_path / "out"
+    shutil.copytree(whole.out, out)
+    (out / "study.json").write_text(study.model_copy(update={"status": "running"}).model_dump_json())
+    for calls in (0, 2):
+        stop_before(monkeypatch, "plt_eval.study.measure.measure_heldout", calls, UserError("no"))
+        with pytest.raises(UserError, match="no"):
+            run_study(plan(recipe, out, loops=(1, 2, 3)), console())
+        monkeypatch.undo()
+        found = read_study(out)
+        assert (found.status, found.variants) == ("running", study.variants)
+    assert len(run_study(plan(recipe, out), console()).sessions) == len(study.sessions) + 3
+
+
 def test_scores_are_made_again_when_what_they_are_of_changes(finished: tuple[StudyPlan, Study], tmp_path: Path) -> None:
     whole, study = finished
     engine = run.HFEngine(str(whole.out / study.variants[1].model), notify=lambda _: None)
@@ -273,6 +330,12 @@ def test_scores_are_made_again_when_what_they_are_of_changes(finished: tuple[Stu
     assert again == found
     out.with_name(out.name + ".npz").unlink()
     assert measure.measure_heldout(engine, entry, out, sequence_length=32, limit_tokens=None)[0] == found
+    for name in ("device", "dtype"):  # another machine's, and another type's
+        settings = json.loads(out.with_name(out.name + ".json").read_text())
+        assert settings[name] == {"device": "cpu", "dtype": "float32"}[name]
+        out.with_name(out.name + ".json").write_text(json.dumps({**settings, name: "other"}))
+        np.savez(out.with_name(out.name + ".npz"), **{**vars(scores), "nats": 2 * scores.nats})
+        assert measure.measure_heldout(engine, entry, out, sequence_length=32, limit_tokens=None)[0] == found
     fewer, _ = measure.measure_heldout(engine, entry, out, sequence_length=32, limit_tokens=100)
     assert fewer.documents < found.documents
 
@@ -572,13 +635,13 @@ def made_up(variants: list[Variant], of: dict[tuple[int, int, str], DocumentScor
     return Study(
         status="complete", recipe={"name": "made-up"}, recipe_sha256="0" * 64,
         loops=tuple(dict.fromkeys(v.loops for v in variants)), seeds=tuple(dict.fromkeys(v.seed for v in variants)),
-        suites=("s",), limit=None, heldout_tokens=None, context=64, data="data", started=datetime.now(UTC), ended=None,
+        suites=("s",), limit=None, heldout_tokens=10, context=64, data="data", started=datetime.now(UTC), ended=None,
         sessions=(), variants=tuple(variants), summary=summarise_loops(variants, of),
     )  # fmt: skip
 
 
 def test_one_seed_keeps_its_intervals() -> None:
-    of = {(1, 0, "text"): scores(10, 20, 30), (2, 0, "text"): scores(9, 19, 29)}
+    of = {(1, 0, "text"): scores(*range(10, 90, 10)), (2, 0, "text"): scores(*range(9, 89, 10))}
     study = made_up([variant(1, 0, 2.0, 0.25), variant(2, 0, 1.9, 0.5)], of)
     one, two = study.summary
     assert two.heldout["text"].bits_per_byte == Estimate(value=1.9, low=1.9 - 0.1, high=1.9 + 0.1)
@@ -607,6 +670,28 @@ def test_several_seeds_are_a_mean_and_a_spread() -> None:
     text = study_markdown(study, Path("x"))
     assert "| text: against R=1 | - | +0.1000 ± 0.2828 |" in text
     assert "| s.a | 20.0% ± 0.0 | 50.0% ± 14.1 |" in text
+
+
+def test_too_few_packages_for_an_interval_are_said() -> None:
+    few = HeldOutRecord(bits_per_byte=2.0, low=None, high=None, nats_per_token=1.0, tokens=1234, bytes=10, documents=11,
+                        units=2)  # fmt: skip
+    one = few.model_copy(update={"documents": 1, "units": 1})
+    of = {(1, 0, "text"): scores(10, 20, 30), (2, 0, "text"): scores(9, 19, 29)}
+    known = made_up([variant(1, 0, 2.0, 0.25), variant(2, 0, 1.9, 0.5)], of)
+    assert "fewer than" not in study_markdown(known, Path("x"))
+    assert "Held-out text: text 10 tokens of 3 documents; every" in study_markdown(known, Path("x"))
+    variants = [
+        variant(loops, 0, 2.0, 0.25).model_copy(update={"heldout": {"text": few, "one": one}}) for loops in (1, 2)
+    ]
+    study = made_up(variants, of)
+    text = study_markdown(study, Path("x"))
+    assert "| text: held-out bits per byte | 2.0000 | 2.0000 |" in text
+    assert "| text: against R=1 | - | -0.1000 |" in text
+    assert "no interval over fewer than 8 of them (text: 2 packages, one: 1 document)." in text
+    assert "text 1,234 tokens of 11 documents of 2 packages, one 1,234 tokens of 1 document; every" in text
+    said = Console(record=True, width=400)
+    said.print(study_table(study))
+    assert "fewer than 8 of them (text: 2 packages" in " ".join(said.export_text().split())
 
 
 def test_the_table_is_the_same_in_the_terminal() -> None:
