@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -49,10 +50,11 @@ _CUT = "-----the-answer-continues-here-----"
 class HFEngine:
     """A model in this process.
 
-    `model` is a checkpoint folder; `label` is its name in records (default: the folder's own). `tokenizer` is a
-    folder, "bytes" for the built-in byte tokenizer, or None for the checkpoint's own. `dtype` "auto" is the
-    checkpoint's on a GPU, and on a CPU float32 where that fits in memory. `chat_template` "auto" uses the tokenizer's
-    template if it has one and the prompt has messages. What the engine decides by itself it says through `notify`.
+    `model` is a checkpoint folder; `label` is its name in records (default: the folder's own, and for a folder "model"
+    of a training the training's). `tokenizer` is a folder, "bytes" for the built-in byte tokenizer, or None for the
+    checkpoint's own. `dtype` "auto" is the checkpoint's on a GPU, and on a CPU float32 where that fits in memory.
+    `chat_template` "auto" uses the tokenizer's template if it has one and the prompt has messages. What the engine
+    decides by itself it says through `notify`.
     Raises UserError for a checkpoint that cannot be used.
     """
 
@@ -77,7 +79,7 @@ class HFEngine:
         self.folder, self.notify = Path(model), notify
         if not self.folder.is_dir():
             raise UserError(f"--model {no_such_model(str(model))}")
-        self.label = self.folder.resolve().name if label is None else label
+        self.label = _folder_label(self.folder) if label is None else label
         self.device = _device(device)
         self.is_plt = _model_type(self.folder) == PLTConfig.model_type
         if not self.is_plt and (loops not in (None, 1) or loop_mode not in (None, "plt")):
@@ -400,6 +402,19 @@ class _SeededSampling(LogitsProcessor):
         token = torch.searchsorted(cumulative, draws.to(scores.device) * cumulative[:, -1:], right=True)
         token = token.clamp(max=scores.shape[-1] - 1)
         return torch.full_like(scores, float("-inf")).scatter(-1, token, 0.0)
+
+
+def _folder_label(folder: Path) -> str:
+    """The folder's name; of RUN/model, where trainings leave their models, RUN, and of RUN/r2/model RUN-r2.
+
+    No slash is in it: of a path, records show the last part only.
+    """
+    folder = folder.resolve()
+    if folder.name != "model":
+        return folder.name
+    training = folder.parent
+    names = [training.parent.name, training.name] if re.fullmatch(r"r\d+", training.name) else [training.name]
+    return "-".join(filter(None, names)) or folder.name
 
 
 def _device(name: str) -> torch.device:

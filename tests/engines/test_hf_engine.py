@@ -1,6 +1,7 @@
 """The in-process engine on real (tiny, random) checkpoints: text, batching, sampling, log-likelihoods, mistakes."""
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -217,6 +218,33 @@ def test_batch_halves_when_memory_runs_out(folder: Path) -> None:
 def _break_config(folder: Path, **changes: object) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("place", "label"),
+    [
+        ("tiny/r2/model", "tiny-r2"),  # of a training of several loop counts
+        ("tiny-r2/model", "tiny-r2"),
+        ("run/model", "run"),
+        ("models", "models"),
+        ("model/r2", "r2"),
+        ("tiny/r2", "r2"),
+    ],
+)
+def test_a_model_is_called_by_its_folder_or_by_its_training(
+    folder: Path, tmp_path: Path, open_engine: Callable[..., HFEngine], place: str, label: str
+) -> None:
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(folder, tmp_path / place)
+    identity = open_engine(tmp_path / place).identity()
+    assert identity == open_engine(folder).identity() | {"model": label}
+
+
+def test_a_label_goes_before_the_folder_s_name(
+    folder: Path, tmp_path: Path, open_engine: Callable[..., HFEngine]
+) -> None:
+    shutil.copytree(folder, tmp_path / "run" / "model")
+    assert open_engine(tmp_path / "run" / "model", label="mine").identity()["model"] == "mine"
 
 
 def test_mistakes_are_one_line(folder: Path, tmp_path: Path) -> None:
