@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -20,9 +21,12 @@ import yaml
 
 from plt_eval.models import BUNDLED
 from plt_eval.study.records import STUDY, SUMMARY, Study, read_study
+from plt_model.training.shards import Manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+ABSOLUTE = re.compile(r"(?:^|(?<=[=,]))/[^,=]*[^,=/][^,=]*")
+"""A path from the root on, but not the root itself."""
 
 
 def bundle(folder: Path, name: str, summary: str, seed: int) -> Path:
@@ -62,11 +66,22 @@ def copy_data(data: Path, target: Path, study: Study) -> None:
     for entry in study.recipe["data"]:
         source, folder = data / entry["name"], target / entry["name"]
         folder.mkdir(parents=True)
-        shutil.copyfile(source / "manifest.json", folder / "manifest.json")
+        text = (source / "manifest.json").read_text(encoding="utf-8")
+        (folder / "manifest.json").write_text(portable_manifest(text), encoding="utf-8")
         table = source / "files.jsonl"
         if table.exists():
             # No time stamp, so that the same table gives the same file.
             (folder / "files.jsonl.gz").write_bytes(gzip.compress(table.read_bytes(), mtime=0))
+
+
+def portable_manifest(text: str) -> str:
+    """A manifest whose command names files and folders of this machine by their last component only.
+
+    An absolute path may be an argument, or a value in one: --out=/work/data, kind=folder,path=/home/me/src.
+    """
+    manifest = Manifest.model_validate_json(text)
+    command = tuple(ABSOLUTE.sub(lambda path: Path(path[0]).name, argument) for argument in manifest.command)
+    return manifest.model_copy(update={"command": command}).model_dump_json(indent=2) + "\n"
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import io
 import json
 import multiprocessing
 import os
+import runpy
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -930,6 +931,26 @@ def test_mistakes_are_one_line(
     assert message in stderr
     assert stderr.startswith("plt-eval: error: ")
     assert stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("/work/family/data", "data"),
+        ("/work/family/data/", "data"),
+        ("--out=/work/family/data", "--out=data"),
+        ("kind=folder,path=/home/me/src,glob=**/*.py", "kind=folder,path=src,glob=**/*.py"),
+        ("recipes/tiny.yaml", "recipes/tiny.yaml"),
+        ("0.05", "0.05"),
+        ("/", "/"),
+    ],
+)
+def test_a_bundled_manifest_names_no_folder_of_the_machine(tmp_path: Path, argument: str, expected: str) -> None:
+    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "bundle_family.py"))
+    manifest = built(parse_source({"kind": "trace", "programs": 50}, "x"), tmp_path, command=("plt-eval", argument))
+    text = script["portable_manifest"]((tmp_path / MANIFEST).read_text())
+    assert Manifest.model_validate_json(text) == manifest.model_copy(update={"command": ("plt-eval", expected)})
+    assert script["portable_manifest"](text) == text
 
 
 def test_ctrl_c_on_the_command_line(
