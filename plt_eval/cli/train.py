@@ -20,7 +20,7 @@ Fsdp = Annotated[bool, typer.Option("--fsdp", help="Shard the model over torchru
 ReportTo = Annotated[
     list[str] | None, typer.Option(help="Also report to trackio, wandb or tensorboard (may be given again).")
 ]
-Seed = Annotated[int | None, typer.Option(min=0, help="Instead of the recipe's seed.")]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Instead of the recipe's seed.")]
 DeviceOption = Annotated[Device, typer.Option(help="Where to compute.")]
 
 
@@ -46,14 +46,16 @@ def train(
     def work(console: Console) -> list[TrainResult]:
         from plt_eval.corpus import build_recipe_data
         from plt_model.training.recipe import load_recipe
+        from plt_model.training.run import Engine, check_engine
         from plt_model.training.run import train as train_one
 
         loaded = load_recipe(recipe)
         for count in counts:
             loaded.config(count)
+        check_engine(loaded, Engine(tuple(report_to or ()), fsdp, device.value, console))
         if _is_main():
             build_recipe_data(loaded, data, console)
-        _wait_for_main(fsdp)
+        _wait_for_main(device)
         return [
             train_one(
                 loaded,
@@ -155,13 +157,15 @@ def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _wait_for_main(distributed: bool) -> None:
-    """The other processes read the data that the first one builds."""
+def _wait_for_main(device: Device) -> None:
+    """The other processes read the data that the first one builds, however long that takes."""
     import os
+    from datetime import timedelta
 
-    if not distributed and os.environ.get("WORLD_SIZE", "1") == "1":
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return
     import torch
     from accelerate import PartialState
 
-    PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+    on_cpu = device is Device.cpu or not torch.cuda.is_available()
+    PartialState(cpu=on_cpu, timeout=timedelta(days=7)).wait_for_everyone()

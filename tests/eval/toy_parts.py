@@ -166,7 +166,8 @@ class LoopEngine(SumEngine):
         super().__init__(loops=4 if loops is None else loops)
         self.options = {"model": model, "loop_mode": loop_mode, "dtype": dtype, "device": device}
         self.options |= {"batch_size": batch_size, "chat_template": chat_template}
-        self.options |= {"tokenizer": tokenizer, "label": label}
+        self.options |= {"tokenizer": tokenizer}
+        self.label = label
         self.closed = False
         notify(f"loaded {model}")
         LoopEngine.made.append(self)

@@ -320,3 +320,37 @@ def test_mistakes_are_one_line(tmp_path: Path, model: Path, data: Path) -> None:
     recipe.write_text("name: a\noptimizer: {lr: 1}\nepoch: 3\n")
     with pytest.raises(RecipeError, match=r"epoch: no such field \(did you mean epochs\?\)"):
         load_tuning_recipe(recipe)
+
+
+def test_plain_prompts_are_put_in_no_template(tmp_path: Path, model: Path) -> None:
+    """A template that no record was put in would have the model asked as it was never trained."""
+    plain = tmp_path / "plain.jsonl"
+    plain.write_text("".join(json.dumps(record) + "\n" for record in RECORDS if "prompt" in record))
+    result = run(polish(), model, plain, tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(result.model).chat_template is None
+    with pytest.raises(TrainingError, match="recipe polish: chat_template has no effect: no record is a conversation"):
+        run(polish(chat_template=CHAT_TEMPLATE), model, plain, tmp_path / "other")
+
+
+def test_another_chat_template_is_another_training(tmp_path: Path, model: Path, data: Path) -> None:
+    tokenizer = byte_tokenizer()
+    for name, template in (
+        ("one", CHAT_TEMPLATE),
+        ("two", CHAT_TEMPLATE.replace("{{ bos_token }}", "{{ bos_token }}:")),
+    ):
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(tmp_path / name)
+    run(polish(), model, data, tmp_path / "out", tokenizer=str(tmp_path / "one"))
+    with pytest.raises(TrainingError, match=r"holds another training \(tokenizer is"):
+        run(polish(), model, data, tmp_path / "out", tokenizer=str(tmp_path / "two"))
+
+
+def test_records_beyond_the_model_s_context_are_left_out_and_said(tmp_path: Path, model: Path) -> None:
+    records = tmp_path / "long.jsonl"
+    records.write_text("".join(json.dumps({"prompt": "x" * n, "completion": "y"}) + "\n" for n in (5, 600)))
+    console = quiet()
+    with recorded() as seen:
+        run(polish(max_length=4096, batch=1), model, records, tmp_path / "out", console=console)
+    assert max(map(len, seen)) < 600
+    assert "max_length is 4096, but the model's context is 512 tokens" in said(console)
+    assert "long.jsonl:2" in said(console)

@@ -31,11 +31,11 @@ def publish(folder: Path, step: int) -> Path:
     sums = {name: _sha256(source / name) for name in names}
     (source / SEAL).write_text(json.dumps({"step": step, "sha256": sums}, indent=1) + "\n")
     for path in [*source.rglob("*"), source]:
-        _sync(path)
+        sync(path)
     if target.exists():
         shutil.rmtree(target)
     source.rename(target)
-    _sync(folder)
+    sync(folder)
     return target
 
 
@@ -91,7 +91,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file or folder on the disk before going on."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -56,6 +56,10 @@ class RichProgress(TrainerCallback):
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back; an error ends training without on_train_end."""
         self._bar.stop()
 
 

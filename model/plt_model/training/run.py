@@ -12,8 +12,8 @@ processes make the same call; with `fsdp` the model is sharded over them (FSDP2)
 from __future__ import annotations
 
 import gc
+import importlib.metadata
 import importlib.util
-import itertools
 import json
 import os
 import resource
@@ -24,14 +24,16 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import filelock
 import torch
 import transformers
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -45,19 +47,20 @@ from plt_model.training import checkpoints
 from plt_model.training.flops import training_flops
 from plt_model.training.packing import Ingredient, WindowDataset
 from plt_model.training.progress import RichProgress
-from plt_model.training.recipe import BYTES, Common, Recipe
+from plt_model.training.recipe import BYTES, Common, Recipe, TuningRecipe
 from plt_model.training.shards import TokenData
-from plt_model.training.trainer import PLTTrainer, TrainingError, read_metrics, resume_metrics
+from plt_model.training.trainer import METRICS, PLTTrainer, TrainingError, read_metrics, resume_metrics
 
 REQUEST, RESULT, MODEL = "run.json", "result.json", "model"
 PARTIAL_REQUEST = REQUEST + ".partial"
 """There for an instant while the first process claims the folder and the others look."""
+LOCK = ".lock"
 REPORTERS = ("trackio", "wandb", "tensorboard")
 Batch = dict[str, Tensor]
 
 
 class TrainResult(BaseModel):
-    """What a finished training left. Losses in nats per token, memory in bytes, of this machine's processes."""
+    """What a finished training left. Losses in nats per token, memory in bytes."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -73,13 +76,18 @@ class TrainResult(BaseModel):
     seconds: float
     """Of all sessions, without loading and saving."""
     step_seconds: float
-    """Median, of the last session."""
+    """Median over the logged steps."""
     tokens_per_second: float
     peak_memory_bytes: int
-    """On a GPU what torch allocated, on a CPU the process's resident memory; of the last session."""
+    """Of the first process, in the last session: on a GPU what torch allocated, on a CPU its resident memory."""
     device: str
     torch_version: str
     transformers_version: str
+    version: str | None = None
+    """Of this package."""
+    started: datetime | None = None
+    ended: datetime | None = None
+    """Of the last session."""
 
 
 @dataclass
@@ -127,7 +135,8 @@ def train(
     TrainingError, RecipeError or ShardError, one line each, and KeyboardInterrupt after a stop that left a checkpoint.
     """
     engine = Engine(tuple(report_to), fsdp, device, console)
-    recipe = recipe if seed is None else recipe.model_copy(update={"seed": seed})
+    recipe = with_seed(recipe, seed)
+    check_engine(recipe, engine)
     sources = [TokenData.open(data / entry.name, "train") for entry in recipe.data]
     tokenizer = load_tokenizer(recipe.tokenizer)
     config = recipe.config(loops)
@@ -169,6 +178,18 @@ def train(
     return run_job(job, out, engine)
 
 
+_Recipe = TypeVar("_Recipe", bound=Common)
+
+
+def with_seed(recipe: _Recipe, seed: int | None) -> _Recipe:
+    """The recipe with another seed (None: its own). Raises TrainingError for a seed that it cannot have."""
+    if seed is None:
+        return recipe
+    if not 0 <= seed < 2**32:
+        raise TrainingError(f"--seed {seed}: expected a number from 0 to {2**32 - 1}")
+    return recipe.model_copy(update={"seed": seed})
+
+
 def initial_model(config: PLTConfig, seed: int, tokenizer: Any = None) -> PLTForCausalLM:
     """Fresh float32 weights: bitwise the same for the same seed, whatever the loop count."""
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -195,6 +216,12 @@ def load_tokenizer(name: str) -> Any:
 
 def run_job(job: Job, out: Path, engine: Engine) -> TrainResult:
     """Train to the end from the newest whole checkpoint, and leave the model and the result in `out`."""
+    with _held(out, main=os.environ.get("RANK", "0") == "0"):
+        return _run_job(job, out, engine)
+
+
+def _run_job(job: Job, out: Path, engine: Engine) -> TrainResult:
+    started = datetime.now(UTC)
     console = engine.console or Console(stderr=True, highlight=False)
     warn = warner(console)
     transformers_logging.set_verbosity_error()
@@ -222,24 +249,45 @@ def run_job(job: Job, out: Path, engine: Engine) -> TrainResult:
         unlogged=(before.get("unlogged_loss", 0.0), int(before.get("unlogged_steps", 0))),
     )
     trainer.remove_callback(PrinterCallback)
+    title = f"{job.recipe.name}, {model.config.plt_num_loops} loop{'s' * (model.config.plt_num_loops > 1)}"
+    progress = RichProgress(console, title)
     if trainer.is_world_process_zero():
-        title = f"{job.recipe.name}, {model.config.plt_num_loops} loop{'s' * (model.config.plt_num_loops > 1)}"
-        trainer.add_callback(RichProgress(console, title))
-    with _graceful_stop(trainer) as stopped, warnings.catch_warnings():
+        trainer.add_callback(progress)
+    with _graceful_stop(trainer) as stopped, closing(progress), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*optimizer.step.*")
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume[1]))
     if trainer.state.global_step < job.steps:
         where = f"{out / f'checkpoint-{trainer.state.global_step}'}; the same command goes on from there"
         raise KeyboardInterrupt(f"stopped at step {trainer.state.global_step} of {job.steps}, saved {where}")
-    assert not stopped or trainer.state.global_step == job.steps
-    return _finish(job, trainer, out, arguments)
+    result = _finish(job, trainer, out, arguments, started)
+    if stopped:  # asked during the last step or checkpoint: what comes after this training must not begin
+        raise KeyboardInterrupt(f"{out} is complete")
+    return result
+
+
+@contextmanager
+def _held(out: Path, *, main: bool) -> Iterator[None]:
+    """Only one training writes a folder at a time; of several processes of one, the first holds it for all."""
+    if not main:
+        yield
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(out / LOCK, thread_local=False)
+    try:
+        lock.acquire(timeout=1.0)
+    except filelock.Timeout:
+        raise TrainingError(f"--out {out}: another process is training there") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 # --- before ---------------------------------------------------------------------------------------------
 
 
-def _arguments(job: Job, out: Path, engine: Engine) -> TrainingArguments:
-    recipe = job.recipe
+def check_engine(recipe: Recipe | TuningRecipe, engine: Engine) -> None:
+    """What can be said before any data are built. Raises TrainingError."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if engine.fsdp and world == 1:
         raise TrainingError("--fsdp shards over processes: start it with torchrun --nproc-per-node N (found 1 process)")
@@ -247,12 +295,18 @@ def _arguments(job: Job, out: Path, engine: Engine) -> TrainingArguments:
         raise TrainingError("--fsdp: Muon needs whole matrices; set optimizer.kind to adamw in the recipe")
     if engine.device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("--device cuda: torch finds no CUDA device here")
-    micro, accumulate = _split_batch(job.batch, recipe.micro_batch, world)
+    _split_batch(recipe.batch, recipe.micro_batch, world)
     for name in engine.report_to:
         if name not in REPORTERS:
             raise TrainingError(f"--report-to {name}: expected one of {', '.join(REPORTERS)}")
         if importlib.util.find_spec(name) is None:
             raise TrainingError(f"--report-to {name}: the package is not installed: pip install {name}")
+
+
+def _arguments(job: Job, out: Path, engine: Engine) -> TrainingArguments:
+    recipe = job.recipe
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    micro, accumulate = _split_batch(job.batch, recipe.micro_batch, world)
     use_cpu = engine.device == "cpu" or not torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(out),
@@ -357,14 +411,21 @@ def finished(out: Path, request: dict[str, Any]) -> TrainResult | None:
     path = out / RESULT
     if not path.exists():
         return None
-    result = TrainResult.model_validate_json(path.read_text())
+    if not (out / MODEL / "config.json").is_file():
+        return None  # the last checkpoint has it: it is written again
+    try:
+        result = TrainResult.model_validate_json(path.read_text())
+    except ValidationError as error:
+        raise TrainingError(
+            f"{path}: damaged; delete it to finish again ({' '.join(str(error).split())[:200]})"
+        ) from error
     return result.model_copy(update={"model": out / MODEL})
 
 
 def _check_request(out: Path, request: dict[str, Any]) -> None:
     path = out / REQUEST
     if not path.exists():
-        if out.is_dir() and any(path.name != PARTIAL_REQUEST for path in out.iterdir()):
+        if out.is_dir() and any(path.name not in (REQUEST, PARTIAL_REQUEST, LOCK) for path in out.iterdir()):
             raise TrainingError(f"--out {out}: not empty, and no training is in it: choose a new folder")
         return
     try:
@@ -463,8 +524,10 @@ def warner(console: Console) -> Callable[[str], None]:
 # --- after ----------------------------------------------------------------------------------------------
 
 
-def _finish(job: Job, trainer: PLTTrainer, out: Path, arguments: TrainingArguments) -> TrainResult:
+def _finish(job: Job, trainer: PLTTrainer, out: Path, arguments: TrainingArguments, started: datetime) -> TrainResult:
     rows = read_metrics(out)
+    if not rows:
+        raise TrainingError(f"{out / METRICS} is missing or empty: it goes with the checkpoints; train in a new folder")
     tail = [row["loss"] for row in rows[-50:]]
     device = torch.cuda.get_device_name() if arguments.device.type == "cuda" else "cpu"
     result = TrainResult(
@@ -476,12 +539,15 @@ def _finish(job: Job, trainer: PLTTrainer, out: Path, arguments: TrainingArgumen
         tokens=trainer.tokens_seen,
         loss=sum(tail) / len(tail),
         seconds=rows[-1]["seconds"],
-        step_seconds=trainer.median_step or _median(rows),
+        step_seconds=statistics.median(row["step_seconds"] for row in rows),
         tokens_per_second=trainer.tokens_seen / rows[-1]["seconds"],
         peak_memory_bytes=_peak_memory(arguments.device),
         device=device,
         torch_version=torch.__version__,
         transformers_version=transformers.__version__,
+        version=_own_version(),
+        started=started,
+        ended=datetime.now(UTC),
     )
     if arguments.process_index == 0:
         _write_model(job, out)
@@ -501,6 +567,8 @@ def _write_model(job: Job, out: Path) -> None:
     loaded = PLTForCausalLM.from_pretrained(out / f"checkpoint-{job.steps}", dtype=dtype)
     loaded.save_pretrained(partial)
     job.tokenizer.save_pretrained(partial)
+    for path in [*partial.iterdir(), partial]:
+        checkpoints.sync(path)
     shutil.rmtree(out / MODEL, ignore_errors=True)
     partial.rename(out / MODEL)
 
@@ -512,9 +580,11 @@ def _count(out: Path, step: int) -> int:
     return sum(int(torch.Size(shape).numel()) for shape in shapes)
 
 
-def _median(rows: Sequence[dict[str, float]]) -> float:
-    took = [later["seconds"] - row["seconds"] for row, later in itertools.pairwise(rows)]
-    return statistics.median(took) if took else 0.0
+def _own_version() -> str | None:
+    try:
+        return importlib.metadata.version("plt-eval")
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _reset_peak_memory() -> None:
@@ -542,6 +612,7 @@ __all__ = [
     "Job",
     "TrainResult",
     "TrainingError",
+    "check_engine",
     "check_tokenizer",
     "finished",
     "initial_model",
@@ -549,4 +620,5 @@ __all__ = [
     "run_job",
     "train",
     "warner",
+    "with_seed",
 ]

@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import shutil
-import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -49,7 +48,7 @@ class TrainingError(ValueError):
 
 
 class PLTTrainer(Trainer):
-    """`describe(i)` names example i of the data; `tokens(batch)` counts what a logged step has trained on."""
+    """`describe(i)` names example i of the data; the other arguments after `schedule` are what an earlier run left."""
 
     def __init__(
         self,
@@ -70,7 +69,6 @@ class PLTTrainer(Trainer):
         self.describe, self.flops_per_token = describe, flops_per_token
         self.settings, self.schedule = optimizer, schedule
         self.out = Path(args.output_dir)
-        self.step_seconds: list[float] = []
         self._indices: list[int] = []
         self._indices_step = -1
         self._tokens, self._new_tokens = tokens_done, 0
@@ -122,14 +120,18 @@ class PLTTrainer(Trainer):
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = super()._clip_grad_norm(model)
         if not torch.isfinite(torch.as_tensor(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)):
-            raise TrainingError(self._not_finite("the gradient's norm", float(norm)))
+            # Every process sees the same norm, and none knows whose share of the batch it came from.
+            batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            first = self._indices_step * batch
+            raise TrainingError(self._not_finite("the gradient's norm", float(norm), range(first, first + batch)))
         return norm
 
-    def _not_finite(self, what: str, found: float) -> str:
+    def _not_finite(self, what: str, found: float, examples: Sequence[int] | None = None) -> str:
+        indices = self._indices if examples is None else examples
         good = checkpoints.last_good(self.out, lambda _: None)
         back = "there is no checkpoint yet" if good is None else f"the last good checkpoint is {good[1]}"
-        batch = ", ".join(self.describe(i) for i in self._indices[:16])
-        more = f" and {len(self._indices) - 16} more" if len(self._indices) > 16 else ""
+        batch = ", ".join(self.describe(i) for i in indices[:16])
+        more = f" and {len(indices) - 16} more" if len(indices) > 16 else ""
         return f"{what} is {found} at step {self._indices_step + 1}, on {batch}{more}; {back}"
 
     def _refuse_not_finite(self) -> None:
@@ -161,13 +163,13 @@ class PLTTrainer(Trainer):
         self._paced_at = self.state.global_step
         took = (now - self._step_began) / steps
         self._step_began = now
-        self.step_seconds.append(took)
         self._count_tokens()
         seconds = self._seconds_before + now - self._began
         rate = self._tokens_a_step() / took
         pace: dict[str, float] = {
             "tokens": self._tokens,
             "seconds": round(seconds, 3),
+            "step_seconds": round(took, 6),
             "tokens_per_second": round(rate),
         }
         if self.flops_per_token is not None:
@@ -190,14 +192,10 @@ class PLTTrainer(Trainer):
         """Tokens trained on, over all processes and sessions."""
         return self._tokens
 
-    @property
-    def median_step(self) -> float:
-        """Seconds an optimizer step, the median over this session."""
-        return statistics.median(self.step_seconds) if self.step_seconds else 0.0
-
     # --- checkpoints ----------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:  # noqa: ARG002 (transformers' signature)
+        began = time.monotonic()
         self._refuse_not_finite()
         self._count_tokens()
         step = self.state.global_step
@@ -212,7 +210,7 @@ class PLTTrainer(Trainer):
         self._save_rng_state(str(folder))
         if self.is_world_process_zero():
             self.state.save_to_json(str(folder / "trainer_state.json"))
-            (folder / "progress.json").write_text(json.dumps(self._progress()))
+            (folder / "progress.json").write_text(json.dumps(self._progress(began)))
             (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing here reads
         _barrier()
         if self.is_world_process_zero():
@@ -220,13 +218,16 @@ class PLTTrainer(Trainer):
             checkpoints.publish(self.out, step)
             checkpoints.prune(self.out, self.args.save_total_limit or 2)
         _barrier()
-        self._step_began = time.monotonic()  # a step's time is not its checkpoint's
+        if self._began is not None:  # neither a step's time nor the whole is its checkpoint's
+            saving = time.monotonic() - began
+            self._began += saving
+            self._step_began += saving
 
-    def _progress(self) -> dict[str, float]:
+    def _progress(self, now: float) -> dict[str, float]:
         """What a resumed run goes on counting from; `unlogged_*` is what the next line of the log has so far."""
         return {
             "tokens": self._tokens,
-            "seconds": self._seconds(),
+            "seconds": self._seconds_before + (now - self._began if self._began is not None else 0.0),
             "unlogged_loss": float(self._tr_loss),
             "unlogged_steps": self.state.global_step - self._globalstep_last_logged,
         }
@@ -236,9 +237,6 @@ class PLTTrainer(Trainer):
         loss, steps = self._unlogged
         self._tr_loss += loss
         self._globalstep_last_logged -= steps
-
-    def _seconds(self) -> float:
-        return self._seconds_before + (time.monotonic() - self._began if self._began is not None else 0.0)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """By parameter name, each process its own share: any number of processes reads it back."""

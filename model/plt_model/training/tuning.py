@@ -3,7 +3,8 @@
     result = tune(load_tuning_recipe("sft"), model=Path("models/base-r2/model"), data=[Path("chat.jsonl")], out=out)
 
 As `train`: the same call goes on after a kill, and returns at once when complete. The model keeps its loop count, since
-training and inference have to agree on it. The tokenizer is saved with the chat template that the data were put in.
+training and inference have to agree on it. Where there are conversations, the tokenizer is saved with the chat template
+that they were put in.
 """
 
 from __future__ import annotations
@@ -19,20 +20,32 @@ import torch
 from rich.console import Console
 from torch import Tensor
 from torch.utils.data import Dataset
+from transformers.utils import logging as transformers_logging
 
 from plt_model.loading import load_model, weights_hash
-from plt_model.training.instructions import InstructionDataset, collate, load_instructions, with_chat_template
+from plt_model.training.instruction_files import Conversation
+from plt_model.training.instructions import (
+    InstructionDataset,
+    collate,
+    load_instructions,
+    read_instructions,
+    with_chat_template,
+)
 from plt_model.training.recipe import TuningRecipe
 from plt_model.training.run import (
     Engine,
     Job,
+    TrainingError,
     TrainResult,
+    check_engine,
     check_tokenizer,
     finished,
     load_tokenizer,
     run_job,
     warner,
+    with_seed,
 )
+from plt_model.training.shards import file_sha256
 
 
 def tune(
@@ -54,28 +67,39 @@ def tune(
     or TrainingError, one line each, and KeyboardInterrupt after a stop that left a checkpoint.
     """
     engine = Engine(tuple(report_to), fsdp, device, console)
-    recipe = recipe if seed is None else recipe.model_copy(update={"seed": seed})
+    recipe = with_seed(recipe, seed)
+    check_engine(recipe, engine)
+    transformers_logging.disable_progress_bar()
     loaded = load_model(model, dtype=torch.float32)
-    encoder = with_chat_template(load_tokenizer(tokenizer or str(model)), recipe.chat_template)
+    encoder = load_tokenizer(tokenizer or str(model))
+    # Records that are no conversations are put in no template, and the model must not be asked in one.
+    if any(isinstance(record, Conversation) for record in read_instructions(data)):
+        encoder = with_chat_template(encoder, recipe.chat_template)
+    elif recipe.chat_template is not None:
+        raise TrainingError(f"recipe {recipe.name}: chat_template has no effect: no record is a conversation")
     check_tokenizer(loaded.config, encoder)
     request = {
         "kind": "fine-tuning",
         "loops": loaded.config.plt_num_loops,
         "recipe": json.loads(recipe.model_dump_json(exclude={"description"})),
         "model": weights_hash(model),
-        "tokenizer": hashlib.sha256(encoder.backend_tokenizer.to_str().encode()).hexdigest(),
-        "data": [hashlib.sha256(path.read_bytes()).hexdigest() for path in data],
+        "data": [file_sha256(path) for path in data],
+        "tokenizer": _tokenizer_hash(encoder),
     }
     done = finished(out, request)
     if done is not None:
         return done
+    notify = warner(console or Console(stderr=True, highlight=False))
+    longest = min(recipe.max_length, loaded.config.max_position_embeddings)
+    if longest < recipe.max_length:
+        notify(f"max_length is {recipe.max_length}, but the model's context is {longest} tokens: that is the limit")
     examples = load_instructions(
         data,
         encoder,
-        max_length=recipe.max_length,
+        max_length=longest,
         truncate=recipe.truncate,
         last_turn_only=recipe.last_turn_only,
-        notify=warner(console or Console(stderr=True, highlight=False)),
+        notify=notify,
     )
     steps = max(1, math.ceil(recipe.epochs * len(examples) / recipe.batch))
     rows = _Indexed(InstructionDataset(examples, size=steps * recipe.batch, seed=recipe.seed))
@@ -96,6 +120,12 @@ def tune(
         request=request,
     )
     return run_job(job, out, engine)
+
+
+def _tokenizer_hash(tokenizer: Any) -> str:
+    """Of all that decides the tokens of a record."""
+    parts = [tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class _Indexed(Dataset[dict[str, Tensor]]):
