@@ -241,7 +241,7 @@ PLACES = {
     "weights written": (run_module.PLTTrainer, "_save_optimizer_and_scheduler"),
     "all written": (checkpoints, "publish"),
     "being sealed": (checkpoints, "_sha256"),
-    "sealed": (checkpoints, "_sync"),
+    "sealed": (checkpoints, "sync"),
     "named": (checkpoints, "prune"),
     "last weights": (run_module, "_write_model"),
 }
@@ -270,7 +270,7 @@ def test_killed_at_every_place_of_a_checkpoint(tmp_path: Path, data: Path, throu
         assert heard == [], place
     run(small(), data, out)
     assert_same_run(out, through)
-    assert not list(out.glob("*.partial")) + list(out.glob(".*")) + list(out.glob("damaged*"))
+    assert not list(out.glob("*.partial")) + list(out.glob(".checkpoint*")) + list(out.glob("damaged*"))
 
 
 def test_killed_at_random_moments(tmp_path: Path, data: Path, through: Path) -> None:
