@@ -41,12 +41,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from plt_eval.corpus.installed import STANDARD_LIBRARY
 from plt_eval.errors import UserError
 from plt_eval.journal import naming_full_disk, read_journal, sync_folder
 from plt_model.training.shards import TokenData
-
-STANDARD_LIBRARY = "python-stdlib"
-"""The package of the standard library's files in a table of files."""
 
 RESAMPLES = 2000
 """Of the bootstrap."""

@@ -53,7 +53,7 @@ HOLDER = "lock.json"
 
 State = Literal["running", "complete", "incomplete", "killed"]
 _Line = TypeVar("_Line", CompletionRecord, SampleRecord)
-_File = TypeVar("_File", Manifest, Metrics)
+_File = TypeVar("_File", bound=Record)
 
 
 # --- reading ------------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ class Run:
     def metrics(self) -> Metrics | None:
         """None until a session has ended by itself. Raises UserError."""
         path = self.path / METRICS
-        return _read_file(path, Metrics) if path.exists() else None
+        return read_record(path, Metrics) if path.exists() else None
 
     def state(self) -> State:
         """The manifest's status, or "killed" for a run that says "running" while nobody holds its lock."""
@@ -95,7 +95,7 @@ def open_run(path: Path) -> Run:
     """Open the run directory `path` for reading. Raises UserError when it is none or cannot be understood."""
     if not (path / MANIFEST).is_file():
         raise UserError(f"{path} is not a run directory: it has no {MANIFEST}")
-    return Run(path, _read_file(path / MANIFEST, Manifest))
+    return Run(path, read_record(path / MANIFEST, Manifest))
 
 
 def list_runs(root: Path, *, problem: Callable[[UserError], None] | None = None) -> list[Run]:
@@ -123,14 +123,15 @@ def _last_lines(path: Path, kind: type[_Line]) -> dict[Key, _Line]:
     return lines
 
 
-def _read_file(path: Path, kind: type[_File]) -> _File:
+def read_record(path: Path, kind: type[_File], schema_version: int = SCHEMA_VERSION) -> _File:
+    """A whole file as a record of `schema_version`. Raises UserError for a file that is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: damaged: {error}") from error
     version = value.get("schema_version") if isinstance(value, dict) else None
-    if version != SCHEMA_VERSION:
-        raise UserError(f"{path}: schema version {version!r}, but this plt-eval reads {SCHEMA_VERSION}")
+    if version != schema_version:
+        raise UserError(f"{path}: schema version {version!r}, but this plt-eval reads {schema_version}")
     try:
         return kind.model_validate(value)
     except ValidationError as error:

@@ -15,7 +15,7 @@ from keyword import iskeyword
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plt_benchmarks.datafiles import Release, open_data, rows
+from plt_benchmarks.datafiles import Release, open_data, suite_data
 from plt_benchmarks.evalplus_judge.official import EVALPLUS_VERSION, FAULTS, stop_strings
 from plt_benchmarks.evalplus_judge.problem import SETS, Dataset, restored_inputs
 from plt_benchmarks.protocols import Message, Metric, Prompt, Sample, Sandbox, Score, Scorer, SuiteData, SuiteError
@@ -56,15 +56,7 @@ class EvalPlusSuite:
         """Read the problems from `source` (file or folder), or from the official release when None.
         Raises SuiteError."""
         file = open_data(self.release, source)
-        samples: dict[str, Sample] = {}
-        for place, row in rows(file):
-            self._check_row(place, row)
-            if row["task_id"] in samples:
-                raise SuiteError(f"{place}: task_id {row['task_id']} is there for the second time")
-            samples[row["task_id"]] = Sample(row["task_id"], row)
-        if not samples:
-            raise SuiteError(f"{file.source}: expected problems, found none")
-        return SuiteData(tuple(samples.values()), file.revision, file.sha256, file.source)
+        return suite_data(file, self._check_row)
 
     def prompt(self, sample: Sample) -> Prompt:
         """The docstring to continue; for a chat model the official instruction, with the beginning of its answer."""

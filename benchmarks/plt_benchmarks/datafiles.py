@@ -7,13 +7,13 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plt_benchmarks.protocols import SuiteError
+from plt_benchmarks.protocols import Sample, SuiteData, SuiteError
 
 CONNECT_S, READ_S = 5.0, 60.0
 PARTIAL = ("-Mini", "-NoExtreme")
@@ -158,3 +158,17 @@ def _keep(path: Path, packed: bytes) -> None:
     except OSError:
         with suppress(OSError):
             partial.unlink()
+
+
+def suite_data(file: DataFile, check_row: Callable[[str, dict[str, Any]], None]) -> SuiteData:
+    """A suite's problems from rows that pass `check_row(place, row)`, in order, by their task_id. Raises SuiteError for
+    a task_id that is there twice and a file without problems, and whatever `check_row` raises."""
+    samples: dict[str, Sample] = {}
+    for place, row in rows(file):
+        check_row(place, row)
+        if row["task_id"] in samples:
+            raise SuiteError(f"{place}: task_id {row['task_id']} is there for the second time")
+        samples[row["task_id"]] = Sample(row["task_id"], row)
+    if not samples:
+        raise SuiteError(f"{file.source}: expected problems, found none")
+    return SuiteData(tuple(samples.values()), file.revision, file.sha256, file.source)

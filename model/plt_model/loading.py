@@ -41,7 +41,7 @@ def read_config(folder: Path) -> PLTConfig:
     try:
         config: PLTConfig = PLTConfig.from_dict(raw)
     except (ValueError, TypeError, KeyError, StrictDataclassError) as refused:
-        raise CheckpointError(f"{path}: {_one_line(refused)}") from refused
+        raise CheckpointError(f"{path}: {one_line(refused)}") from refused
     return config
 
 
@@ -56,7 +56,7 @@ def weight_files(folder: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as broken:
-        raise CheckpointError(f"{index}: not a valid index of weight files ({_one_line(broken)})") from broken
+        raise CheckpointError(f"{index}: not a valid index of weight files ({one_line(broken)})") from broken
     if not names or not all(isinstance(name, str) and "/" not in name for name in names):
         raise CheckpointError(f"{index}: not a valid index of weight files (weight_map names none, or no file names)")
     for name in names:
@@ -75,7 +75,7 @@ def check_weights(folder: Path) -> dict[str, list[int]]:
                 for name in opened.keys():  # noqa: SIM118 (not a dict)
                     shapes[name.replace(".loop_gate_proj.", ".plt_gate.")] = opened.get_slice(name).get_shape()
         except SafetensorError as broken:
-            raise CheckpointError(f"{file}: corrupt or cut short ({_one_line(broken)})") from broken
+            raise CheckpointError(f"{file}: corrupt or cut short ({one_line(broken)})") from broken
     return shapes
 
 
@@ -137,10 +137,11 @@ def load_model(
             attn_implementation=attn_implementation,
         )
     except (RuntimeError, SafetensorError) as broken:
-        raise CheckpointError(f"{folder}: the weights do not fit config.json ({_one_line(broken)})") from broken
+        raise CheckpointError(f"{folder}: the weights do not fit config.json ({one_line(broken)})") from broken
     loaded: PLTForCausalLM = model.to(device).eval()
     return loaded
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """What an error says, without line breaks, as a part of another message."""
     return " ".join(str(error).split())[:300]

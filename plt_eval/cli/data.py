@@ -150,12 +150,9 @@ def _build_sources(texts: list[str], tokenizer: str, out: Path, name: str, setti
 
 def _build_recipe(recipe: str, out: Path, settings: _Settings) -> dict[str, Manifest]:
     from plt_eval.corpus import build_recipe_data
-    from plt_model.training.recipe import RecipeError, load_recipe
+    from plt_model.training.recipe import load_recipe
 
-    try:
-        loaded = load_recipe(recipe)
-    except RecipeError as error:
-        raise UserError(str(error)) from error
+    loaded = load_recipe(recipe)
     return build_recipe_data(
         loaded,
         out,

@@ -39,11 +39,12 @@ from plt_eval.corpus.documents import (
     normalised,
     split_of,
 )
-from plt_eval.corpus.encoders import BYTES, Encoder, Ids, encode_in_order, load_encoder
+from plt_eval.corpus.encoders import Encoder, Ids, encode_in_order, load_encoder
 from plt_eval.corpus.progress import BuildProgress
 from plt_eval.corpus.sources import Source, parse_source
 from plt_eval.errors import UserError
 from plt_eval.journal import naming_full_disk, sync_folder, write_atomically
+from plt_model.training.recipe import BYTES
 from plt_model.training.shards import (
     MANIFEST,
     SPLITS,
@@ -61,7 +62,9 @@ from plt_model.training.shards import (
     WriterState,
     dtype_for,
     file_sha256,
+    open_at,
     read_manifest,
+    sync_stream,
 )
 
 HELD_OUT = 0.01
@@ -563,7 +566,7 @@ class _SeenTexts:
     """The keys of all texts kept, in memory and in a file; `store` follows `add` once the text is written."""
 
     def __init__(self, path: Path, count: int) -> None:
-        self._stream = _open_at(path, count * _KEY_BYTES)
+        self._stream = open_at(path, count * _KEY_BYTES)
         data = path.read_bytes()
         self._keys = {data[at : at + _KEY_BYTES] for at in range(0, len(data), _KEY_BYTES)}
         self._count = count
@@ -580,7 +583,7 @@ class _SeenTexts:
         self._count += 1
 
     def sync(self) -> int:
-        _sync(self._stream)
+        sync_stream(self._stream)
         return self._count
 
     def close(self) -> None:
@@ -591,7 +594,7 @@ class _FileRows:
     """The table of files from installed packages, as JSON lines."""
 
     def __init__(self, path: Path, size: int, rows: int) -> None:
-        self._stream = _open_at(path, size)
+        self._stream = open_at(path, size)
         self._size = size
         self.rows = rows
 
@@ -611,7 +614,7 @@ class _FileRows:
         self.rows += 1
 
     def sync(self) -> int:
-        _sync(self._stream)
+        sync_stream(self._stream)
         return self._size
 
     def close(self) -> None:
@@ -723,20 +726,3 @@ def _rejections(state: _State) -> str:
     if not reasons:
         return "nothing was read"
     return "rejected: " + ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-
-
-def _open_at(path: Path, size: int) -> Any:
-    """`path` opened for writing with exactly its first `size` bytes."""
-    stream = path.open("r+b" if path.exists() else "w+b")
-    found = stream.seek(0, os.SEEK_END)
-    if found < size:
-        stream.close()
-        raise ShardError(f"{path}: found {found} bytes, expected at least {size}")
-    stream.truncate(size)
-    stream.seek(size)
-    return stream
-
-
-def _sync(stream: Any) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())

@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from plt_eval.errors import UserError
+from plt_model.training.recipe import BYTES
 from plt_model.training.shards import TokenizerRecord
 
-BYTES = "bytes"
 Ids = npt.NDArray[Any]
 _Batch = TypeVar("_Batch")
 

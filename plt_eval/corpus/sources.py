@@ -228,13 +228,18 @@ class TraceSource(_Source):
         return super().request() | {"generator": GENERATOR_VERSION}
 
     def open(self, out: Path, revision: str | None) -> Reading:  # noqa: ARG002
-        from plt_benchmarks.trace.programs import GENERATOR_VERSION, canonical, training_documents
+        from plt_benchmarks.trace.programs import (
+            GENERATOR_VERSION,
+            canonical,
+            training_documents,
+            without_assertions,
+        )
 
         def records(start: int) -> Records:
             texts = enumerate(training_documents(self.seed, self.programs))
             for number, text in itertools.islice(texts, start, None):
-                program = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("assert"))
-                yield Document(str(number), text, "Apache-2.0", 1, key=canonical(program).encode("utf-8"))
+                program = canonical(without_assertions(text))
+                yield Document(str(number), text, "Apache-2.0", 1, key=program.encode("utf-8"))
 
         version = f"generator {GENERATOR_VERSION}"
         return Reading("plt_benchmarks.trace", version, version, self.programs, records)

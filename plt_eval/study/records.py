@@ -8,15 +8,15 @@ Paths are relative to the study's folder, memory and caches in bytes, times in s
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from plt_eval.errors import UserError
 from plt_eval.records import MetricRecord, Record, Session
+from plt_eval.store import read_record
 
 SCHEMA_VERSION = 1
 """Raised whenever a reader of the earlier version would misread a file."""
@@ -171,17 +171,6 @@ class Study(Record):
 def read_study(folder: Path) -> Study:
     """The study in `folder`. Raises UserError when there is none, or none that this version understands."""
     path = folder / STUDY
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} is no study: it has no {STUDY}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: damaged: {error}") from error
-    version = value.get("schema_version") if isinstance(value, dict) else None
-    if version != SCHEMA_VERSION:
-        raise UserError(f"{path}: schema version {version!r}, but this plt-eval reads {SCHEMA_VERSION}")
-    try:
-        return Study.model_validate(value)
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        raise UserError(f"{path}: field {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from error
+    if not path.is_file():
+        raise UserError(f"{folder} is no study: it has no {STUDY}")
+    return read_record(path, Study, SCHEMA_VERSION)

@@ -39,6 +39,7 @@ __all__ = [
     "split_of",
     "test_problems",
     "training_documents",
+    "without_assertions",
 ]
 
 GENERATOR_VERSION = 2
@@ -98,9 +99,13 @@ def generate(family: str, k: int, rng: random.Random) -> Program:
 def split_of(source: str) -> Literal["train", "test"]:
     """On which side the program is, whatever its variables are called and whatever it is asked: lines that begin with
     `assert` do not count. About one program in TEST_SHARE is on the test side."""
-    program = "".join(line for line in source.splitlines(keepends=True) if not line.startswith("assert"))
-    digest = hashlib.sha256(canonical(program).encode()).digest()
+    digest = hashlib.sha256(canonical(without_assertions(source)).encode()).digest()
     return "test" if int.from_bytes(digest[:8]) % TEST_SHARE == 0 else "train"
+
+
+def without_assertions(source: str) -> str:
+    """The program itself: `source` without its lines that begin with `assert`."""
+    return "".join(line for line in source.splitlines(keepends=True) if not line.startswith("assert"))
 
 
 def canonical(source: str) -> str:

@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plt_benchmarks.datafiles import DataFile, Release, open_data, rows
+from plt_benchmarks.datafiles import DataFile, Release, open_data, suite_data
 from plt_benchmarks.protocols import (
     Answer,
     Message,
@@ -80,15 +80,7 @@ class TraceSuite:
         """The standard problems, or those of the file `source` (or of the trace*.jsonl in that folder).
         Raises SuiteError."""
         file = self._standard() if source is None else open_data(self.release, source)
-        samples: dict[str, Sample] = {}
-        for place, row in rows(file):
-            _check_row(place, row)
-            if row["task_id"] in samples:
-                raise SuiteError(f"{place}: task_id {row['task_id']} is there for the second time")
-            samples[row["task_id"]] = Sample(row["task_id"], row)
-        if not samples:
-            raise SuiteError(f"{file.source}: expected problems, found none")
-        return SuiteData(tuple(samples.values()), file.revision, file.sha256, file.source)
+        return suite_data(file, _check_row)
 
     def prompt(self, sample: Sample) -> Prompt:
         """The program up to the missing value; for a chat model an instruction, with the beginning of its answer."""

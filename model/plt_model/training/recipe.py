@@ -30,6 +30,7 @@ from huggingface_hub.errors import StrictDataclassError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from plt_model.configuration_plt import PLTConfig
+from plt_model.loading import one_line
 
 BYTES = "bytes"
 """The tokenizer that needs no files: plt_model.tokenizer."""
@@ -191,7 +192,7 @@ class Recipe(Common):
                 fields["rope_parameters"] = {"rope_type": "default", "rope_theta": _number("rope_theta", theta)}
             config = PLTConfig(**fields, plt_num_loops=loops)
         except (ValueError, TypeError, StrictDataclassError) as refused:
-            raise RecipeError(f"recipe {self.name}: model: {_one_line(refused)}") from refused
+            raise RecipeError(f"recipe {self.name}: model: {one_line(refused)}") from refused
         if self.sequence_length > config.max_position_embeddings:
             raise RecipeError(
                 f"recipe {self.name}: sequence_length is {self.sequence_length}: expected at most "
@@ -249,7 +250,7 @@ def _load(name: str | Path, kind: type[_Kind]) -> _Kind:
     try:
         raw = yaml.safe_load(found.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as broken:
-        raise RecipeError(f"{name}: not valid YAML: {_one_line(broken)}") from broken
+        raise RecipeError(f"{name}: not valid YAML: {one_line(broken)}") from broken
     if not isinstance(raw, dict):
         raise RecipeError(f"{name}: found {type(raw).__name__}, expected the fields of a recipe")
     try:
@@ -285,7 +286,3 @@ def _number(field: str, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{field} is {value!r}: expected a number") from None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

@@ -346,8 +346,8 @@ class ShardWriter:
         self._bytes = state.bytes
         self._tokens = sum(shard.tokens for shard in state.closed) + state.open_tokens
         self._discard_later_files()
-        self._docs = _open_at(folder / self._docs_name, state.documents * _DOCUMENT_ROW.itemsize)
-        self._shard = _open_at(folder / self._shard_name(), state.open_tokens * self._dtype.itemsize)
+        self._docs = open_at(folder / self._docs_name, state.documents * _DOCUMENT_ROW.itemsize)
+        self._shard = open_at(folder / self._shard_name(), state.open_tokens * self._dtype.itemsize)
 
     @property
     def tokens(self) -> int:
@@ -375,12 +375,12 @@ class ShardWriter:
             self._tokens += len(piece)
             if self._open_tokens == self._shard_tokens:
                 self._close_shard()
-                self._shard = _open_at(self.folder / self._shard_name(), 0)
+                self._shard = open_at(self.folder / self._shard_name(), 0)
 
     def sync(self) -> WriterState:
         """Put everything appended on the disk, and say from where to go on."""
-        _sync(self._docs)
-        _sync(self._shard)
+        sync_stream(self._docs)
+        sync_stream(self._shard)
         return WriterState(
             closed=tuple(self._closed), open_tokens=self._open_tokens, documents=self._documents, bytes=self._bytes
         )
@@ -392,7 +392,7 @@ class ShardWriter:
         else:
             self._shard.close()
             (self.folder / self._shard_name()).unlink()
-        _sync(self._docs)
+        sync_stream(self._docs)
         self._docs.close()
         docs_path = self.folder / self._docs_name
         docs = None
@@ -421,7 +421,7 @@ class ShardWriter:
         return f"{self.split}-{len(self._closed):05d}.bin"
 
     def _close_shard(self) -> None:
-        _sync(self._shard)
+        sync_stream(self._shard)
         self._shard.close()
         name = self._shard_name()
         sha256 = file_sha256(self.folder / name)
@@ -438,8 +438,9 @@ class ShardWriter:
                 path.unlink()
 
 
-def _open_at(path: Path, size: int) -> Any:
-    """`path` opened for writing with exactly its first `size` bytes. Raises ShardError when it has fewer."""
+def open_at(path: Path, size: int) -> Any:
+    """`path` opened for reading and writing, cut to its first `size` bytes and at their end. Raises ShardError when it
+    has fewer."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     found = os.fstat(fd).st_size
     if found < size:
@@ -447,9 +448,10 @@ def _open_at(path: Path, size: int) -> Any:
         raise ShardError(f"{path}: found {found} bytes, expected at least {size}")
     os.ftruncate(fd, size)
     os.lseek(fd, size, os.SEEK_SET)
-    return os.fdopen(fd, "wb")
+    return os.fdopen(fd, "r+b")
 
 
-def _sync(stream: Any) -> None:
+def sync_stream(stream: Any) -> None:
+    """Have what was written to `stream` on the disk before going on."""
     stream.flush()
     os.fsync(stream.fileno())

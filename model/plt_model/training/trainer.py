@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import time
 import warnings
@@ -214,7 +213,8 @@ class PLTTrainer(Trainer):
             (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing here reads
         _barrier()
         if self.is_world_process_zero():
-            _sync_file(self.out / METRICS)
+            if (self.out / METRICS).exists():
+                checkpoints.sync(self.out / METRICS)
             checkpoints.publish(self.out, step)
             checkpoints.prune(self.out, self.args.save_total_limit or 2)
         _barrier()
@@ -305,7 +305,7 @@ def resume_metrics(out: Path, step: int) -> None:
             kept.append(line + "\n")
     partial = path.with_suffix(".partial")
     partial.write_text("".join(kept), encoding="utf-8")
-    _sync_file(partial)
+    checkpoints.sync(partial)
     partial.replace(path)
 
 
@@ -318,12 +318,6 @@ def read_metrics(out: Path) -> list[dict[str, float]]:
 def _barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
-
-
-def _sync_file(path: Path) -> None:
-    if path.exists():
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
 
 
 class _quiet_single_process(warnings.catch_warnings):
