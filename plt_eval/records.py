@@ -44,8 +44,28 @@ class DecodingRecord(Record):
     max_new_tokens: int | None
 
 
-class Identity(Record):
+class IdentityRecord(Record):
     """Exactly what decides a run's results. Equal identities share one run directory; others never do."""
+
+    def sha256(self) -> str:
+        """Hash of all fields, independent of their order."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def differences(self, other: IdentityRecord) -> list[str]:
+        """What `other` has instead, one `name: own value -> other value` an item."""
+        mine = dict(_flatten(self.model_dump(mode="json")))
+        theirs = dict(_flatten(other.model_dump(mode="json")))
+        names = sorted(mine.keys() | theirs.keys())
+        return [
+            f"{name}: {_brief(mine.get(name))} -> {_brief(theirs.get(name))}"
+            for name in names
+            if mine.get(name) != theirs.get(name)
+        ]
+
+
+class Identity(IdentityRecord):
+    """What decides the results of an evaluation."""
 
     suite: str
     suite_version: str
@@ -60,11 +80,6 @@ class Identity(Record):
     n_samples: int = Field(ge=1)
     problems: int = Field(ge=0)
     """The first so many problems of the data, in its order."""
-
-    def sha256(self) -> str:
-        """Hash of all fields, independent of their order."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def model(self) -> str:
@@ -82,17 +97,6 @@ class Identity(Record):
         """`<suite>-<model>-r<loops>-<8 hex of the hash>`; without the loops part for engines that have none."""
         loops = [] if self.loops is None else [f"r{self.loops}"]
         return slug("-".join([self.suite, self.model, *loops, self.sha256()[:8]]))
-
-    def differences(self, other: Identity) -> list[str]:
-        """What `other` has instead, one `name: own value -> other value` an item."""
-        mine = dict(_flatten(self.model_dump(mode="json")))
-        theirs = dict(_flatten(other.model_dump(mode="json")))
-        names = sorted(mine.keys() | theirs.keys())
-        return [
-            f"{name}: {_brief(mine.get(name))} -> {_brief(theirs.get(name))}"
-            for name in names
-            if mine.get(name) != theirs.get(name)
-        ]
 
 
 class GitState(Record):

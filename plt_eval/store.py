@@ -9,6 +9,8 @@ Reading, for reports:
 
 Writing is the runner's: RunWriter.open finds or makes the directory of an identity, holds its lock, knows what is
 already done, and appends. The files' schema is plt_eval.records; how they survive kills is plt_eval.journal.
+
+Diagnoses are runs too, in the same folder; plt_eval.diagnosis.store reads those.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from plt_eval.records import (
     SCHEMA_VERSION,
     CompletionRecord,
     Identity,
+    IdentityRecord,
     Key,
     Manifest,
     MetricRecord,
@@ -50,6 +53,9 @@ METRICS = "metrics.json"
 LOCK = "lock"
 HOLDER = "lock.json"
 """Who holds the lock: the lock file itself belongs to filelock, which may empty it."""
+
+EVALUATION = "evaluation"
+"""The kind of a run whose manifest names none: other kinds name themselves."""
 
 State = Literal["running", "complete", "incomplete", "killed"]
 _Line = TypeVar("_Line", CompletionRecord, SampleRecord)
@@ -82,7 +88,7 @@ class Run:
     def state(self) -> State:
         """The manifest's status, or "killed" for a run that says "running" while nobody holds its lock."""
         status = self.manifest.status
-        return "killed" if status == "running" and not _is_locked(self.path / LOCK) else status
+        return "killed" if status == "running" and not is_held(self.path) else status
 
     def done(self) -> int:
         """Samples judged; counted in the journal while the run has not ended by itself. Raises UserError."""
@@ -91,20 +97,34 @@ class Run:
         return self.manifest.done
 
 
-def open_run(path: Path) -> Run:
-    """Open the run directory `path` for reading. Raises UserError when it is none or cannot be understood."""
+def run_kind(path: Path) -> str:
+    """What kind of run the directory `path` holds: EVALUATION, or what its manifest calls itself. A damaged manifest
+    counts as an evaluation's, whose reader says what is wrong with it. Raises UserError when there is none."""
     if not (path / MANIFEST).is_file():
         raise UserError(f"{path} is not a run directory: it has no {MANIFEST}")
+    try:
+        value = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except ValueError:
+        return EVALUATION
+    return str(value.get("kind", EVALUATION)) if isinstance(value, dict) else EVALUATION
+
+
+def open_run(path: Path) -> Run:
+    """Open the run directory `path` for reading. Raises UserError when it is none or cannot be understood."""
+    kind = run_kind(path)
+    if kind != EVALUATION:
+        raise UserError(f"{path} is a {kind}: it has no verdicts on a suite's problems")
     return Run(path, read_record(path / MANIFEST, Manifest))
 
 
 def list_runs(root: Path, *, problem: Callable[[UserError], None] | None = None) -> list[Run]:
-    """All runs below `root`, oldest first; none when `root` does not exist. A run that cannot be read raises
+    """All evaluations below `root`, oldest first; none when `root` does not exist. A run that cannot be read raises
     UserError, or is handed to `problem` and left out."""
     runs = []
     for manifest in sorted(root.glob(f"*/{MANIFEST}")):
         try:
-            runs.append(open_run(manifest.parent))
+            if run_kind(manifest.parent) == EVALUATION:
+                runs.append(open_run(manifest.parent))
         except UserError as error:
             if problem is None:
                 raise
@@ -118,7 +138,7 @@ def _last_lines(path: Path, kind: type[_Line]) -> dict[Key, _Line]:
         try:
             line = kind.model_validate(value)
         except ValidationError as error:
-            raise UserError(f"{path}:{number}: {_first_fault(error)}") from error
+            raise UserError(f"{path}:{number}: {first_fault(error)}") from error
         lines[line.key] = line
     return lines
 
@@ -135,10 +155,11 @@ def read_record(path: Path, kind: type[_File], schema_version: int = SCHEMA_VERS
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        raise UserError(f"{path}: {_first_fault(error)}") from error
+        raise UserError(f"{path}: {first_fault(error)}") from error
 
 
-def _first_fault(error: ValidationError) -> str:
+def first_fault(error: ValidationError) -> str:
+    """What is wrong with a record, in one line."""
     fault = error.errors(include_url=False)[0]
     return f"field {'.'.join(map(str, fault['loc']))}: {fault['msg']}"
 
@@ -146,8 +167,9 @@ def _first_fault(error: ValidationError) -> str:
 # --- the lock -----------------------------------------------------------------------------------------
 
 
-def _acquire(folder: Path) -> filelock.BaseFileLock:
-    """Hold `folder` until released or dead. Waits a second: listing runs probes locks for an instant."""
+def hold_folder(folder: Path) -> filelock.BaseFileLock:
+    """Hold `folder` until released or dead. Waits a second: listing runs probes locks for an instant. Raises UserError
+    that names the process that holds it."""
     lock = filelock.FileLock(folder / LOCK, thread_local=False)
     try:
         with naming_full_disk(folder / LOCK):
@@ -173,11 +195,12 @@ def _holder(folder: Path) -> str:
         return "pid unknown"
 
 
-def _is_locked(path: Path) -> bool:
+def is_held(folder: Path) -> bool:
+    """Whether a process holds `folder`."""
     import fcntl
 
     try:
-        stream = path.open("rb")
+        stream = (folder / LOCK).open("rb")
     except OSError:
         return False
     with stream:
@@ -231,11 +254,11 @@ class RunWriter:
         path = root / run_id
         with naming_full_disk(path):
             path.mkdir(parents=True, exist_ok=True)
-        lock = _acquire(path)
+        lock = hold_folder(path)
         try:
             if (path / MANIFEST).exists():
                 manifest = open_run(path).manifest
-                _check_same_run(path, manifest, request)
+                check_same_run(path, manifest.identity, request.identity)
             else:
                 manifest = _new_manifest(run_id, request)
             return cls(path, lock, manifest)
@@ -251,7 +274,7 @@ class RunWriter:
     def begin(self, request: RunRequest) -> None:
         """Start a session: say so in the manifest and open the journals. Old metrics go: they are out of date."""
         session = Session(
-            started=_now(),
+            started=now(),
             ended=None,
             command=request.command,
             packages=provenance.packages(),
@@ -297,15 +320,15 @@ class RunWriter:
                 problems=problems,
                 metrics={name: _metric_record(metric) for name, metric in metrics.items()},
             )
-            write_atomically(self.path / METRICS, _pretty(text))
-        now = _now()
+            write_atomically(self.path / METRICS, as_json(text))
+        ended = now()
         sessions = self.manifest.sessions
         if sessions and sessions[-1].ended is None:
-            sessions = (*sessions[:-1], sessions[-1].model_copy(update={"ended": now}))
+            sessions = (*sessions[:-1], sessions[-1].model_copy(update={"ended": ended}))
         self._save_manifest(
             {
                 "sessions": sessions,
-                "ended": now,
+                "ended": ended,
                 "status": "complete" if done == total and metrics is not None else "incomplete",
                 "done": done,
                 "missing": total - done if metrics is not None else 0,
@@ -340,7 +363,7 @@ class RunWriter:
 
     def _save_manifest(self, changes: Mapping[str, object]) -> None:
         manifest = self.manifest.model_copy(update=dict(changes))
-        write_atomically(self.path / MANIFEST, _pretty(manifest))
+        write_atomically(self.path / MANIFEST, as_json(manifest))
         self.manifest = manifest
 
     def _close_journals(self) -> None:
@@ -365,7 +388,7 @@ def _new_manifest(run_id: str, request: RunRequest) -> Manifest:
         data_revision=request.data_revision,
         data_source=request.data_source,
         status="running",
-        started=_now(),
+        started=now(),
         ended=None,
         resumed=0,
         total=request.total,
@@ -376,8 +399,9 @@ def _new_manifest(run_id: str, request: RunRequest) -> Manifest:
     )
 
 
-def _check_same_run(path: Path, manifest: Manifest, request: RunRequest) -> None:
-    differences = manifest.identity.differences(request.identity)
+def check_same_run(path: Path, found: IdentityRecord, asked: IdentityRecord) -> None:
+    """Refuse the directory of another run. Raises UserError that says what differs."""
+    differences = found.differences(asked)
     if differences:
         raise UserError(f"{path} holds another run; what differs: {'; '.join(differences)}; choose another --run-id")
 
@@ -386,9 +410,11 @@ def _metric_record(metric: Metric) -> MetricRecord:
     return MetricRecord(value=metric.value, n=metric.n, low=metric.low, high=metric.high, definition=metric.definition)
 
 
-def _pretty(record: Record) -> str:
+def as_json(record: Record) -> str:
+    """A record as the text of its file."""
     return json.dumps(record.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
 
 
-def _now() -> datetime:
+def now() -> datetime:
+    """The time, as records hold it."""
     return datetime.now(UTC)
