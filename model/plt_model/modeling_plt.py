@@ -340,9 +340,7 @@ class PLTModel(PLTPreTrainedModel):
         cache = self._cache(past_key_values, bool(use_cache))
         past = 0 if cache is None else cache.get_seq_length()
         mask = self._mask(attention_mask, embeds, past)
-        if position_ids is None:
-            position_ids = torch.arange(past, past + embeds.shape[1], device=embeds.device)[None]
-        rope = self.rotary_emb(embeds, position_ids=position_ids)
+        rope = self.rope(embeds, position_ids, past)
         trace = _Trace(wanted=output_loop_states)
         if cache is not None and embeds.shape[1] == 1 and self.config.one_trip_decode:
             self._one_trip(embeds, rope, mask, past, cache, trace)
@@ -382,12 +380,23 @@ class PLTModel(PLTPreTrainedModel):
         mask = attention_mask.to(device=embeds.device, dtype=torch.bool)
         return None if bool(mask.all()) else mask
 
-    def _loop_input(self, embeds: Tensor, state: Tensor) -> Tensor:
-        """a * E + b * z."""
-        a, b = self.config.plt_emb_scale, self.config.plt_hidden_scale
-        return embeds * (1.0 if a is None else a) + state * (1.0 if b is None else b)
+    def rope(self, embeds: Tensor, position_ids: Tensor | None = None, past: int = 0) -> tuple[Tensor, Tensor]:
+        """Rotary cosines and sines [1 or B, S, K] at the given positions, or at past..past+S-1."""
+        if position_ids is None:
+            position_ids = torch.arange(past, past + embeds.shape[1], device=embeds.device)[None]
+        cos, sin = self.rotary_emb(embeds, position_ids=position_ids)
+        return cos, sin
 
-    def _handed_on(self, raw: Tensor) -> Tensor:
+    def loop_terms(self, embeds: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """a * E and b * z, whose sum a later pass reads."""
+        a, b = self.config.plt_emb_scale, self.config.plt_hidden_scale
+        return embeds * (1.0 if a is None else a), state * (1.0 if b is None else b)
+
+    def _loop_input(self, embeds: Tensor, state: Tensor) -> Tensor:
+        kept, handed_on = self.loop_terms(embeds, state)
+        return kept + handed_on
+
+    def handed_on(self, raw: Tensor) -> Tensor:
         """z: the state of a pass that the next pass and the next token read."""
         normed: Tensor = self.norm(raw) if self.config.plt_normalize_per_loop else raw
         return normed
@@ -409,9 +418,9 @@ class PLTModel(PLTPreTrainedModel):
         x = embeds
         for loop in range(config.plt_num_loops):
             if loop:
-                state = self._handed_on(x)
+                state = self.handed_on(x)
                 carried.append(state[:, -1])
-                x = state if sequential else self._loop_input(embeds, self._shifted(state, loop, mask, past, cache))
+                x = state if sequential else self._loop_input(embeds, self.shifted(state, loop, mask, past, cache))
             gates = []
             for i, layer in enumerate(self.layers):
                 slot = None if cache is None else cache.layers[loop * count + i if sequential else i]
@@ -434,8 +443,10 @@ class PLTModel(PLTPreTrainedModel):
         if cache is not None and carried:
             cache.carry = torch.stack(carried, dim=1)
 
-    def _shifted(self, state: Tensor, loop: int, mask: Tensor | None, past: int, cache: PLTCache | None) -> Tensor:
-        """shift(z): position t gets z of t-1; zeros at a request's first token."""
+    def shifted(
+        self, state: Tensor, loop: int, mask: Tensor | None, past: int = 0, cache: PLTCache | None = None
+    ) -> Tensor:
+        """shift(z): position t gets z of t-1; zeros at a request's first token and after padding."""
         if not self.config.plt_clp_shift:
             return state
         carry = None if cache is None else cache.carry
@@ -476,7 +487,7 @@ class PLTModel(PLTPreTrainedModel):
             if gate is not None:
                 gates.append(gate)
         if loops > 1:
-            cache.carry = self._handed_on(x[:, :-1])
+            cache.carry = self.handed_on(x[:, :-1])
         trace.last = self.norm(x[:, -1:])
         for r in range(loops):
             trace.add(x[:, r : r + 1], [g[:, :, r - 1 : r] for g in gates] if r else [])
