@@ -36,8 +36,8 @@ def reference_folder() -> Path:
 def published(name: str, *, quantity: str | None = None) -> pd.DataFrame:
     """The rows of one file, in its order, with the columns COLUMNS and `printed`.
 
-    `loops` and `loop` are Int64 (NA where the paper names none), `value` is float64, the rest text. Raises KeyError for a
-    `name` that is none of NAMES, FileNotFoundError for an installation that lacks its files.
+    `loops` and `loop` are Int64 (NA where the paper names none), `value` is float64, the rest text. Raises KeyError for
+    a `name` that is none of NAMES, FileNotFoundError for an installation that lacks its files.
     """
     import pandas as pd
 

@@ -1,0 +1,230 @@
+"""Which runs belong into one set of figures: those of one model, or of one family, that compare with each other.
+
+    found = collect(Path("results"))                    the model with the most diagnoses
+    found = collect(Path("results"), ["plt-tiny"])      the members of plt-tiny, each at its own loop count
+    found.diagnoses[4].summary()
+    found.notes                                         what was chosen and what was left out, a line each
+
+Names. A run goes by its model's label ("plt-tiny:r3", a folder's name), and a family's member at its own loop count by
+the family's name too. A study goes by its folder's name; the diagnoses that it names belong to it.
+
+Runs compare when they differ in the loop count alone: same data, sequence length, samples, precision and wiring for
+diagnoses; same problems and decoding for evaluations. Of several such sets the one with the most loop counts counts,
+then the newest."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from plt_eval.diagnosis.store import Diagnosis, list_diagnoses, open_diagnosis
+from plt_eval.errors import UserError
+from plt_eval.store import Run, list_runs
+from plt_eval.study.records import STUDY, Study, read_study
+
+_MEMBER = re.compile(r"(?P<family>[^:/\\]+):r(?P<loops>[1-9]\d*)")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class FoundStudy:
+    """A study and the folder it lies in."""
+
+    folder: Path
+    study: Study
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The runs of one model or family. `diagnoses` is by loop count, `runs` by suite and then loop count; `name` is ""
+    where results hold no run at all."""
+
+    name: str
+    diagnoses: Mapping[int, Diagnosis] = field(default_factory=dict)
+    runs: Mapping[str, Mapping[int, Run]] = field(default_factory=dict)
+    study: FoundStudy | None = None
+    every_run: tuple[Run, ...] = ()
+    """Evaluations of all models."""
+    notes: tuple[str, ...] = ()
+
+
+def collect(
+    results: Path, models: Sequence[str] = (), *, problem: Callable[[UserError], None] | None = None
+) -> Selection:
+    """The runs below `results` (itself, its runs/, and the runs/ of studies) of `models`, or of the model with the most
+    complete diagnoses, then evaluations, then studies.
+
+    Raises UserError for a folder that does not exist, a model that no run is of, and a run that cannot be read; the
+    last is handed to `problem` instead and left out.
+    """
+    if not results.is_dir():
+        raise UserError(f"--results {results}: no such folder; expected one that `plt-eval diagnose` or `run` wrote to")
+    studies = _studies(results, problem)
+    notes: list[str] = []
+    diagnoses = _diagnoses(results, studies, notes, problem)
+    runs = [run for folder in _run_folders(results) for run in list_runs(folder, problem=problem)]
+    named_runs = [(_names(run.manifest.identity.model, run.manifest.identity.loops), run) for run in runs]
+    by_name = _count((names for names, _ in diagnoses), (names for names, _ in named_runs), studies)
+    wanted = _wanted(models, by_name, notes)
+    own = {name: study for name, study in studies.items() if name in wanted}
+    return Selection(
+        name=", ".join(wanted),
+        diagnoses=_comparable_diagnoses([one for names, one in diagnoses if names & set(wanted)], notes),
+        runs=_comparable_runs([run for names, run in named_runs if names & set(wanted)], notes),
+        study=next(iter(own.values()), None),
+        every_run=tuple(runs),
+        notes=tuple(notes),
+    )
+
+
+# --- finding ------------------------------------------------------------------------------------------
+
+
+def _run_folders(results: Path) -> list[Path]:
+    nested = (path for pattern in ("*/runs", "studies/*/runs") for path in results.glob(pattern))
+    return [results, results / "runs", *sorted(path for path in nested if path.is_dir())]
+
+
+def _studies(results: Path, problem: Callable[[UserError], None] | None) -> dict[str, FoundStudy]:
+    """By folder name; one in results/ itself comes before one of the same name in results/studies/."""
+    found: dict[str, FoundStudy] = {}
+    for pattern in (STUDY, f"*/{STUDY}", f"studies/*/{STUDY}"):
+        for path in sorted(results.glob(pattern)):
+            try:
+                found.setdefault(path.parent.resolve().name, FoundStudy(path.parent, read_study(path.parent)))
+            except UserError as error:
+                if problem is None:
+                    raise
+                problem(error)
+    return {name: each for name, each in found.items() if each.study.summary}
+
+
+def _diagnoses(
+    results: Path, studies: Mapping[str, FoundStudy], notes: list[str], problem: Callable[[UserError], None] | None
+) -> list[tuple[frozenset[str], Diagnosis]]:
+    """The complete ones with the names they go by."""
+    listed = [one for folder in _run_folders(results) for one in list_diagnoses(folder, problem=problem)]
+    names = {one.path.resolve(): _names(one.manifest.model.label, one.manifest.loops) for one in listed}
+    for name, found in studies.items():
+        for variant in found.study.variants:
+            if variant.diagnosis is None or variant.seed != found.study.seeds[0]:
+                continue
+            path = (found.folder / variant.diagnosis).resolve()
+            if path not in names and path.is_dir():
+                listed.append(open_diagnosis(path))
+            names[path] = names.get(path, frozenset()) | {name}
+    for one in listed:
+        if one.manifest.status != "complete":
+            notes.append(f"diagnosis {one.path.name} is not complete and left out: run the same command again")
+    return [(names[one.path.resolve()], one) for one in listed if one.manifest.status == "complete"]
+
+
+def _names(label: str, loops: int | None) -> frozenset[str]:
+    """What a run of `label` at `loops` goes by."""
+    member = _MEMBER.fullmatch(label)
+    own = member is not None and loops == int(member["loops"])
+    return frozenset([label, member["family"]] if member is not None and own else [label])
+
+
+def _count(
+    diagnoses: Iterable[frozenset[str]], runs: Iterable[frozenset[str]], studies: Mapping[str, FoundStudy]
+) -> dict[str, tuple[int, int, int]]:
+    """(diagnoses, evaluations, studies) of every name."""
+    of_diagnoses = Counter(name for names in diagnoses for name in names)
+    of_runs = Counter(name for names in runs for name in names)
+    every = sorted(of_diagnoses.keys() | of_runs.keys() | studies.keys())
+    return {name: (of_diagnoses[name], of_runs[name], int(name in studies)) for name in every}
+
+
+def _wanted(models: Sequence[str], counts: Mapping[str, tuple[int, int, int]], notes: list[str]) -> list[str]:
+    for model in models:
+        if model not in counts:
+            near = difflib.get_close_matches(model, counts, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(counts) or 'none'}"
+            raise UserError(f"--model {model}: no run of such a model{hint}")
+    if models:
+        return list(dict.fromkeys(models))
+    if not counts:
+        return []
+    best = max(counts, key=lambda name: counts[name])
+    others = len(counts) - 1
+    if others:
+        diagnoses, runs, _ = counts[best]
+        notes.append(
+            f"drawn for {best} ({diagnoses} diagnoses, {runs} evaluations); --model chooses another of: "
+            f"{', '.join(name for name in counts if name != best)}"
+        )
+    return [best]
+
+
+# --- what compares ------------------------------------------------------------------------------------
+
+
+def _comparable_diagnoses(diagnoses: Sequence[Diagnosis], notes: list[str]) -> dict[int, Diagnosis]:
+    def same(one: Diagnosis) -> Hashable:
+        mine = one.manifest.identity
+        return (mine.data_sha256, mine.sequence_length, mine.samples, mine.dtype, mine.loop_mode)
+
+    chosen = _largest(
+        diagnoses,
+        loops=lambda one: one.manifest.loops,
+        same=same,
+        rank=lambda one: (len(one.manifest.measurements), one.manifest.started, one.manifest.run_id),
+    )
+    _note_left_out(notes, "diagnoses", [d.path.name for d in chosen.values()], [d.path.name for d in diagnoses])
+    return chosen
+
+
+def _comparable_runs(runs: Sequence[Run], notes: list[str]) -> dict[str, dict[int, Run]]:
+    def same(run: Run) -> Hashable:
+        mine = run.manifest.identity
+        decoding = (*mine.decoding.model_dump().values(), mine.n_samples)
+        mode = mine.engine_identity.get("loop_mode")
+        return (mine.suite_version, mine.data_sha256, mine.prompts_sha256, mine.problems, decoding, str(mode))
+
+    by_suite: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        if run.manifest.identity.loops is not None and run.metrics() is not None:
+            by_suite[run.manifest.identity.suite].append(run)
+    chosen = {
+        suite: _largest(
+            found,
+            loops=lambda run: run.manifest.identity.loops or 0,
+            same=same,
+            rank=lambda run: (run.manifest.status == "complete", run.manifest.started, run.manifest.run_id),
+        )
+        for suite, found in sorted(by_suite.items())
+    }
+    for suite, by_loops in chosen.items():
+        names = [run.path.name for run in by_loops.values()]
+        _note_left_out(notes, f"evaluations on {suite}", names, [run.path.name for run in by_suite[suite]])
+    return chosen
+
+
+def _largest(
+    items: Sequence[_T],
+    *,
+    loops: Callable[[_T], int],
+    same: Callable[[_T], Hashable],
+    rank: Callable[[_T], tuple[object, ...]],
+) -> dict[int, _T]:
+    """By loop count, the best-ranked items of the set with the most loop counts."""
+    groups: dict[Hashable, dict[int, _T]] = defaultdict(dict)
+    for item in sorted(items, key=rank):  # type: ignore[arg-type]
+        groups[same(item)][loops(item)] = item
+    if not groups:
+        return {}
+    best = max(groups.values(), key=lambda group: (len(group), max(rank(item) for item in group.values())))
+    return dict(sorted(best.items()))
+
+
+def _note_left_out(notes: list[str], what: str, chosen: Sequence[str], every: Sequence[str]) -> None:
+    left = [name for name in every if name not in chosen]
+    if left:
+        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+        notes.append(f"{what} left out because they repeat or do not compare: {', '.join(left[:3])}{more}")
