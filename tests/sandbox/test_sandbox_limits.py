@@ -268,10 +268,12 @@ HIDDEN = {
 import ctypes
 libc = ctypes.CDLL(None, use_errno=True)
 libc.shmat.restype = ctypes.c_void_p
+segments = []
 for _ in range(6):
     segment = libc.shmget(0, 100 << 20, 0o1600)
     if segment < 0:
         raise OSError(ctypes.get_errno(), "shmget")
+    segments.append(segment)
     address = libc.shmat(segment, None, 0)
     ctypes.memset(address, 1, 100 << 20)
     libc.shmdt(ctypes.c_void_p(address))
@@ -292,6 +294,8 @@ import time
 try:
     exec(ARGS[0])
     time.sleep(1)
+    for segment in globals().get("segments", ()):  # or they would outlive the run without a sandbox
+        libc.shmctl(segment, 0, None)
     print("eaten")
 except OSError as error:
     print("refused")
