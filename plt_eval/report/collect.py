@@ -67,7 +67,7 @@ def collect(
     studies = _studies(results, problem)
     notes: list[str] = []
     diagnoses = _diagnoses(results, studies, notes, problem)
-    runs = [run for folder in _run_folders(results) for run in list_runs(folder, problem=problem)]
+    runs = [run for folder in run_folders(results) for run in list_runs(folder, problem=problem)]
     named_runs = [(_names(run.manifest.identity.model, run.manifest.identity.loops), run) for run in runs]
     by_name = _count((names for names, _ in diagnoses), (names for names, _ in named_runs), studies)
     wanted = _wanted(models, by_name, notes)
@@ -75,7 +75,7 @@ def collect(
     return Selection(
         name=", ".join(wanted),
         diagnoses=_comparable_diagnoses([one for names, one in diagnoses if names & set(wanted)], notes),
-        runs=_comparable_runs([run for names, run in named_runs if names & set(wanted)], notes),
+        runs=comparable_runs([run for names, run in named_runs if names & set(wanted)], notes),
         study=next(iter(own.values()), None),
         every_run=tuple(runs),
         notes=tuple(notes),
@@ -85,7 +85,8 @@ def collect(
 # --- finding ------------------------------------------------------------------------------------------
 
 
-def _run_folders(results: Path) -> list[Path]:
+def run_folders(results: Path) -> list[Path]:
+    """Where run directories lie: `results` itself, its runs/, and the runs/ of studies below it."""
     nested = (path for pattern in ("*/runs", "studies/*/runs") for path in results.glob(pattern))
     return [results, results / "runs", *sorted(path for path in nested if path.is_dir())]
 
@@ -108,7 +109,7 @@ def _diagnoses(
     results: Path, studies: Mapping[str, FoundStudy], notes: list[str], problem: Callable[[UserError], None] | None
 ) -> list[tuple[frozenset[str], Diagnosis]]:
     """The complete ones with the names they go by."""
-    listed = [one for folder in _run_folders(results) for one in list_diagnoses(folder, problem=problem)]
+    listed = [one for folder in run_folders(results) for one in list_diagnoses(folder, problem=problem)]
     names = {one.path.resolve(): _names(one.manifest.model.label, one.manifest.loops) for one in listed}
     for name, found in studies.items():
         for variant in found.study.variants:
@@ -180,7 +181,9 @@ def _comparable_diagnoses(diagnoses: Sequence[Diagnosis], notes: list[str]) -> d
     return chosen
 
 
-def _comparable_runs(runs: Sequence[Run], notes: list[str]) -> dict[str, dict[int, Run]]:
+def comparable_runs(runs: Sequence[Run], notes: list[str]) -> dict[str, dict[int, Run]]:
+    """By suite and loop count, those of `runs` that differ in the loop count alone; what is left out goes to `notes`."""
+
     def same(run: Run) -> Hashable:
         mine = run.manifest.identity
         decoding = (*mine.decoding.model_dump().values(), mine.n_samples)
