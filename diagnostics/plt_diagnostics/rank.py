@@ -8,6 +8,8 @@ min(S, D), where all singular values are equal.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -15,22 +17,25 @@ TOLERANCE = 1e-4
 """Relative error of the effective rank up to which the Gram matrix is believed."""
 
 
-def effective_rank(matrix: Tensor) -> Tensor:
-    """Of the last two axes [..., m, n], in float64 -> [...]; NaN for a matrix that is zero or holds a non-finite value.
+def effective_rank(matrix: Tensor) -> float:
+    """Of a matrix [m, n], in float64; NaN for one that is zero or holds a non-finite value.
 
     The singular values are the square roots of the eigenvalues of the smaller Gram matrix, three times faster than an
     SVD. Squaring loses the small ones: an eigenvalue is known to within about eps * max(m, n) of the largest. Where
-    that could move the result by more than TOLERANCE, an SVD is taken instead.
+    that could move the result by more than TOLERANCE, an SVD is taken instead. Holds one float64 copy of the matrix.
     """
-    wide = matrix.double()
-    if wide.shape[-2] > wide.shape[-1]:
-        wide = wide.transpose(-1, -2)
-    flat = wide.reshape(-1, *wide.shape[-2:])
-    found = torch.full((len(flat),), torch.nan, dtype=torch.float64, device=flat.device)
-    sound = flat.isfinite().all((-1, -2)) & (flat != 0).any(-1).any(-1)
-    if sound.any():
-        found[sound] = _of_sound(flat[sound])
-    return found.reshape(wide.shape[:-2])
+    low, high = matrix.aminmax()
+    scale = float(torch.maximum(-low, high))
+    if scale == 0 or not math.isfinite(scale):
+        return math.nan
+    # A scale does not change the result, but squares could leave float64's range.
+    scaled = matrix.to(torch.float64, copy=True).div_(scale)
+    if scaled.shape[0] > scaled.shape[1]:
+        scaled = scaled.T
+    singular = _roots(scaled @ scaled.T)
+    if float(_doubt(singular, max(scaled.shape))) > TOLERANCE:
+        singular = torch.linalg.svdvals(scaled)
+    return float(_of_singular(singular))
 
 
 def rank_of_gram(gram: Tensor) -> Tensor:
@@ -41,17 +46,6 @@ def rank_of_gram(gram: Tensor) -> Tensor:
     if sound.any():
         found[sound] = _of_singular(_roots(flat[sound]))
     return found.reshape(gram.shape[:-2])
-
-
-def _of_sound(matrices: Tensor) -> Tensor:
-    # A scale does not change the result, but squares could leave float64's range.
-    matrices = matrices / matrices.abs().amax((-1, -2), keepdim=True)
-    singular = _roots(matrices @ matrices.transpose(-1, -2))
-    doubtful = _doubt(singular, max(matrices.shape[-2:])) > TOLERANCE
-    ranks = _of_singular(singular)
-    if doubtful.any():
-        ranks[doubtful] = _of_singular(torch.linalg.svdvals(matrices[doubtful]))
-    return ranks
 
 
 def _roots(gram: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 from torch.nn.functional import pad
@@ -92,11 +93,10 @@ class EffectiveRank(_OfStates):
     def measure(self, chunk: StateChunk) -> Iterator[Values]:
         for state in STATES:
             for r in range(1, chunk.loops + 1):
-                states = chunk.state(state, r)
-                ranks = [effective_rank(rows[real]) for rows, real in zip(states, chunk.mask_BS, strict=True)]
-                zero = [bool((rows[real] == 0).all()) for rows, real in zip(states, chunk.mask_BS, strict=True)]
-                values = states.new_tensor([float(rank) for rank in ranks]).double()
-                yield Values(r, state, values, ~chunk.mask_BS.new_tensor(zero))
+                states = [rows[real] for rows, real in zip(chunk.state(state, r), chunk.mask_BS, strict=True)]
+                ranks = torch.tensor([effective_rank(rows) for rows in states], dtype=torch.float64)
+                zero = torch.tensor([not rows.any() for rows in states])
+                yield Values(r, state, ranks.to(chunk.mask_BS.device), ~zero.to(chunk.mask_BS.device))
 
 
 @register
