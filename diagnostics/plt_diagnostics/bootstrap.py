@@ -98,8 +98,11 @@ def function_of_means(values: Floats, weights: Floats, function: Callable[[Float
 
 
 def _means(values: Floats, present: npt.NDArray[np.bool_]) -> Floats:
+    """Over what is present. The second pass takes the rounding of the first away: equal values have their own mean."""
+    n = present.sum(axis=0)
     with np.errstate(invalid="ignore"):
-        found: Floats = np.where(present, values, 0).sum(axis=0) / present.sum(axis=0)
+        rough = np.where(present, values, 0.0).sum(axis=0) / n
+        found: Floats = rough + np.where(present, values - rough, 0.0).sum(axis=0) / n
     return found
 
 

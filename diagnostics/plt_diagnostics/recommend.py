@@ -44,8 +44,8 @@ READS_AS: dict[tuple[Mechanism, str], str] = {
     ("prediction", "against"): "predictions get worse",
     ("stability", "for"): "the states settle",
     ("stability", "against"): "the states oscillate or drift",
-    ("cost", "for"): "it costs less for its gain",
-    ("cost", "against"): "cost outgrows gain",
+    ("cost", "for"): "no sign of distortion",
+    ("cost", "against"): "the states are distorted",
 }
 
 
