@@ -12,7 +12,7 @@ normal number there, so that no divergence from such a distribution is infinite:
 At a position that is not visible p and log p are both 0, so that products and differences vanish there.
 
 All is computed in float32 or wider. Memory is O(B * H * n * S) for each of the R loops, n being chosen so that one
-such array is BLOCK_BYTES.
+such array is of BLOCK_BYTES (at least 8 queries).
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ from torch import Tensor
 from .adapters.protocol import Branch, LoopBranches
 
 BLOCK_BYTES = 4 * 2**20
-"""Of one array of a block. Larger ones leave the processor's cache."""
+"""Of one array of a block on a CPU: larger ones leave its cache."""
+
+ACCELERATOR_BLOCK_BYTES = 32 * 2**20
+"""The same elsewhere, where many small blocks would spend their time on being launched."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,8 @@ def blocks(
 
 def _queries_a_block(q_BHSK: Tensor, length: int) -> int:
     batch, heads = q_BHSK.shape[:2]
-    return max(8, BLOCK_BYTES // (batch * heads * length * torch.promote_types(q_BHSK.dtype, torch.float32).itemsize))
+    size = BLOCK_BYTES if q_BHSK.device.type == "cpu" else ACCELERATOR_BLOCK_BYTES
+    return max(8, size // (batch * heads * length * torch.promote_types(q_BHSK.dtype, torch.float32).itemsize))
 
 
 def _widened(branch: Branch) -> Branch:
