@@ -17,7 +17,9 @@ import typer
 
 from plt_eval.cli.data import app as data
 from plt_eval.cli.demo import demo
+from plt_eval.cli.diagnose import diagnose
 from plt_eval.cli.export import export
+from plt_eval.cli.figures import figures
 from plt_eval.cli.ls import ls
 from plt_eval.cli.run import run
 from plt_eval.cli.show import show
@@ -36,12 +38,14 @@ app = typer.Typer(
 )
 app.command("demo")(demo)
 app.command("run")(run)
+app.command("diagnose")(diagnose)
 app.command("study")(study)
 app.command("train")(train)
 app.command("sft")(sft)
 app.command("ls")(ls)
 app.command("show")(show)
 app.command("export")(export)
+app.command("figures")(figures)
 app.command("suites")(suites)
 app.add_typer(data, name="data")
 
@@ -81,8 +85,8 @@ def _user_message(error: Exception) -> str | None:
 
     if isinstance(error, UserError | SuiteError | SandboxError):
         return str(error)
-    if isinstance(error, ValueError) and type(error).__module__.startswith("plt_model."):
-        return str(error)  # the model's own errors are one line for the user too; their modules are slow to import
+    if isinstance(error, ValueError) and type(error).__module__.startswith(("plt_model.", "plt_diagnostics.")):
+        return str(error)  # their own errors are one line for the user too; their modules are slow to import
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return where + (error.strerror or str(error))

@@ -24,19 +24,11 @@ from typing import TypeVar
 
 from plt_eval.diagnosis.store import Diagnosis, list_diagnoses, open_diagnosis
 from plt_eval.errors import UserError
+from plt_eval.report.scores import FoundStudy, find_studies
 from plt_eval.store import Run, list_runs
-from plt_eval.study.records import STUDY, Study, read_study
 
 _MEMBER = re.compile(r"(?P<family>[^:/\\]+):r(?P<loops>[1-9]\d*)")
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class FoundStudy:
-    """A study and the folder it lies in."""
-
-    folder: Path
-    study: Study
 
 
 @dataclass(frozen=True)
@@ -92,17 +84,17 @@ def run_folders(results: Path) -> list[Path]:
 
 
 def _studies(results: Path, problem: Callable[[UserError], None] | None) -> dict[str, FoundStudy]:
-    """By folder name; one in results/ itself comes before one of the same name in results/studies/."""
+    """By folder name; one in results/ comes before one of the same name in results/studies/."""
+    faults: list[str] = []
     found: dict[str, FoundStudy] = {}
-    for pattern in (STUDY, f"*/{STUDY}", f"studies/*/{STUDY}"):
-        for path in sorted(results.glob(pattern)):
-            try:
-                found.setdefault(path.parent.resolve().name, FoundStudy(path.parent, read_study(path.parent)))
-            except UserError as error:
-                if problem is None:
-                    raise
-                problem(error)
-    return {name: each for name, each in found.items() if each.study.summary}
+    for each in find_studies([results], faults):
+        if each.study.summary:
+            found.setdefault(each.folder.resolve().name, each)
+    for fault in faults:
+        if problem is None:
+            raise UserError(fault)
+        problem(UserError(fault))
+    return found
 
 
 def _diagnoses(

@@ -23,6 +23,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 FORMATS = ("pdf", "png", "svg")
 DPI = 200
@@ -102,7 +103,7 @@ def drawing() -> Iterator[None]:
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure, in inches, without pyplot's global state. Call it under drawing()."""
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.06))
 
 
 def root_figure(figure: Figure | SubFigure) -> Figure:

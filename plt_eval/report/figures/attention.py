@@ -29,7 +29,7 @@ from plt_eval.report.figures.common import (
 PANELS = {
     "attention_entropy": ("attention entropy", "nats"),
     "attention_kl": ("re-routing between loops", r"KL$(A^{(r)}\,\|\,A^{(r-1)})$ (nats)"),
-    "gate": ("gate", "weight of the global branch"),
+    "gate": ("gate (grey line: before training)", "weight of the global branch"),
 }
 """By measurement: the panel's title and its axis."""
 
@@ -59,14 +59,6 @@ def draw_attention(data: pd.DataFrame, figure: Canvas | None = None) -> Canvas:
         if measurement == "gate":
             axes.set_ylim(0.0, 1.0)
             axes.axhline(_GATE_START, color="#9a9a9a", linewidth=0.7, zorder=0.5)
-            axes.text(
-                0.02,
-                _GATE_START + 0.02,
-                "before training",
-                fontsize=6.5,
-                color="#6e6e6e",
-                transform=axes.get_yaxis_transform(),
-            )
         else:
             axes.set_ylim(bottom=0.0)
     headline(figure, f"{name_of(data)}: attention by loop, mean and 95% band over {samples_of(data)}")

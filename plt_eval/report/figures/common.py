@@ -23,7 +23,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, LogFormatterSciNotation, LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from plt_eval.diagnosis.store import Diagnosis
 from plt_eval.report import style
@@ -156,15 +156,19 @@ def published_points(axes: Axes, rows: pd.DataFrame, *, label: str | None = None
     )
 
 
-def write_values(axes: Axes, rows: pd.DataFrame, printed: str = "{:g}") -> None:
-    """The numbers themselves above published points, as printed."""
-    for loop, value in zip(rows["loop"], rows["value"], strict=True):
+def write_values(axes: Axes, rows: pd.DataFrame) -> None:
+    """The numbers themselves beside published points: below where the line has a valley, else above."""
+    values = rows["value"].to_numpy(float)
+    for place, (loop, value) in enumerate(zip(rows["loop"].to_numpy(float), values, strict=True)):
+        neighbours = [values[near] for near in (place - 1, place + 1) if 0 <= near < len(values)]
+        below = all(value < neighbour for neighbour in neighbours)
         axes.annotate(
-            printed.format(value),
-            (float(loop), float(value)),
-            xytext=(0, 5),
+            f"{value:g}",
+            (loop, value),
+            xytext=(0, -6 if below else 5),
             textcoords="offset points",
             ha="center",
+            va="top" if below else "bottom",
             fontsize=6.5,
             color=style.PUBLISHED,
         )
@@ -178,20 +182,18 @@ def loop_axis(axes: Axes, first: int, last: int) -> None:
 
 
 def log_axis(axes: Axes) -> None:
-    """A logarithmic y axis with at least two readable ticks, however small its range."""
+    """A logarithmic y axis with readable ticks, however small or large its range; to be called with the limits set."""
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    if high / low >= 30:
-        axes.yaxis.set_major_formatter(LogFormatterSciNotation())
-        return
-    plain = ScalarFormatter()
-    plain.set_scientific(False)
-    plain.set_useOffset(False)
-    axes.yaxis.set_major_locator(
-        LogLocator(subs=(1.0, 2.0, 3.0, 5.0, 7.0) if high / low > 2 else np.arange(1, 10, 0.5))
-    )
-    axes.yaxis.set_major_formatter(plain)
     axes.yaxis.set_minor_formatter(NullFormatter())
+    if high / low < 10:
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_minor_locator(NullLocator())
+    elif high / low < 1000:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    else:
+        return
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
 def grey_panel(axes: Axes, loops: int) -> None:
@@ -206,14 +208,14 @@ def grey_panel(axes: Axes, loops: int) -> None:
 
 
 def loops_legend(figure: Canvas, loops: Sequence[int]) -> None:
-    """One entry for each R, above the panels."""
+    """One entry for each R, below the panels."""
     handles = []
     for each in loops:
         look = style.look(int(each))
         handles.append(
             Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.line, label=f"R={each}", markersize=5)
         )
-    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
 
 
 def headline(figure: Canvas, text: str) -> None:

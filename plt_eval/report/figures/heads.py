@@ -84,7 +84,7 @@ def draw_heads(data: pd.DataFrame, figure: Canvas | None = None) -> Canvas:
     panels = len(loops) + 1
     columns = min(panels, 5)
     rows = math.ceil(panels / columns)
-    figure = style.new_figure(0.7 + 2.1 * columns, 0.7 + 2.1 * rows) if figure is None else figure
+    figure = style.new_figure(0.7 + 2.1 * columns, 0.8 + 2.2 * rows) if figure is None else figure
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     lowest = min(0.0, float(of(data, "own", CELL)["value"].min()))
     image = None
@@ -141,5 +141,5 @@ def _means_panel(axes: Axes, means: pd.DataFrame, printed: pd.DataFrame) -> None
     axes.set_ylim(min(0.0, float(y.min())), 1.0)
     axes.set_ylabel("mean cosine")
     axes.set_title("mean over pairs")
-    axes.legend(loc="lower center", fontsize=6.5)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24), fontsize=6.5)
     axes.set_box_aspect(1)

@@ -133,7 +133,7 @@ def _published_panel(axes: Axes, data: pd.DataFrame) -> None:
     loop_axis(axes, int(rows["loop"].min()), int(rows["loop"].max()))
     axes.set_ylabel(_GAIN_LABEL)
     grey_panel(axes, int(rows["loops"].iloc[0]))
-    axes.set_title(f"{axes.get_title()}\n$\\Omega/\\Delta_p$ = {low:g} to {high:g}", color=style.PUBLISHED)
+    axes.set_title(f"{axes.get_title()}\n$\\Omega/\\Delta_p$ = {low:g} to {high:g}, every loop", color=style.PUBLISHED)
 
 
 def _legend(figure: Canvas) -> None:
