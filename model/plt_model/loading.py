@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -21,8 +22,8 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message is one line: the file, what was found and what was expected."""
 
 
-def read_config(folder: Path) -> PLTConfig:
-    """The checkpoint's configuration, validated. Raises CheckpointError."""
+def config_values(folder: Path) -> dict[str, Any]:
+    """What a model folder's config.json holds, of whatever family. Raises CheckpointError."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such model folder")
     path = folder / "config.json"
@@ -32,7 +33,13 @@ def read_config(folder: Path) -> PLTConfig:
         raw = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as broken:
         raise CheckpointError(f"{path}: not valid JSON ({broken})") from broken
-    kind = raw.get("model_type") if isinstance(raw, dict) else None
+    return raw if isinstance(raw, dict) else {}
+
+
+def read_config(folder: Path) -> PLTConfig:
+    """The checkpoint's configuration, validated. Raises CheckpointError."""
+    raw = config_values(folder)
+    path, kind = folder / "config.json", raw.get("model_type")
     if kind != PLTConfig.model_type:
         raise CheckpointError(f"{path}: model_type is {kind!r}: expected {PLTConfig.model_type!r}")
     dtype = raw.get("dtype", raw.get("torch_dtype"))

@@ -1,0 +1,70 @@
+"""Open a model folder whose code comes with it, as on the hub: config.json's auto_map names the files.
+
+model = load_remote(folder, {"total_ut_steps": 3}, dtype=None, device="cpu", trust_remote_code=True)
+
+Such code runs on this machine with all rights of the user, so it is run only where that was asked for. It was written
+for some version of transformers, not always for this one: whatever it raises becomes one line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from plt_model.loading import config_values, one_line
+
+
+class AdapterError(ValueError):
+    """A model folder that no adapter can open; the message is one line: the folder, what was found, what to do."""
+
+
+def load_remote(
+    folder: Path,
+    settings: Mapping[str, Any],
+    *,
+    dtype: torch.dtype | None,
+    device: str | torch.device,
+    trust_remote_code: bool,
+) -> Any:
+    """The causal language model of a folder, in evaluation mode. `settings` replace what config.json says; `dtype` None
+    is the checkpoint's own. Raises AdapterError: not trusted, code that does not run here, weights that do not fit."""
+    kind = config_values(folder).get("model_type")
+    if not trust_remote_code:
+        raise AdapterError(
+            f"{folder}: a model of type {kind!r} runs code from its own folder: read it, then pass --trust-remote-code "
+            "(trust_remote_code=True in Python)"
+        )
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
+        for name, value in settings.items():
+            setattr(config, name, value)
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, config=config, trust_remote_code=True, dtype=dtype or "auto", output_loading_info=True
+        )
+    except Exception as failed:  # code of others: it may raise anything
+        raise AdapterError(
+            f"{folder}: its code or weights cannot be loaded with transformers {transformers.__version__} "
+            f"({type(failed).__name__}: {one_line(failed)})"
+        ) from failed
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise AdapterError(f"{folder}: {len(missing)} tensors are missing from the weights, the first is {missing[0]}")
+    return model.to(device).eval()
+
+
+def require(model: nn.Module, names: tuple[str, ...], family: str) -> None:
+    """The model has the parts that an adapter reads. Raises AdapterError naming the first that it has not."""
+    for name in names:
+        try:
+            attrgetter(name)(model)
+        except AttributeError as absent:
+            raise AdapterError(
+                f"{type(model).__name__} has no {name}, which the {family} adapter reads: is it another version of the "
+                "model's code?"
+            ) from absent
