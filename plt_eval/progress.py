@@ -41,7 +41,7 @@ class RunProgress:
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[passes]}", markup=False),
-            _Rate(),
+            Rate(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("left"),
@@ -116,7 +116,7 @@ class RunProgress:
                 self._passes[name] += value
 
 
-class _Rate(ProgressColumn):
+class Rate(ProgressColumn):
     """Samples a second, or a minute where that is easier to read."""
 
     def render(self, task: Task) -> Text:

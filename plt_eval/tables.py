@@ -10,9 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from plt_eval.records import CompletionRecord, Manifest, MetricRecord, Metrics, SampleRecord
+from plt_eval.diagnosis.store import Diagnosis
+from plt_eval.diagnosis.table import diagnosis_json
+from plt_eval.diagnosis.table import headline as diagnosis_headline
+from plt_eval.records import CompletionRecord, Manifest, MetricRecord, Metrics, SampleRecord, Session
 from plt_eval.runner import Result
-from plt_eval.store import Run
+from plt_eval.store import EVALUATION, Run
 
 DEEPEST_COLUMN = 1
 """Slashes in the name of a metric that still has a column of its own."""
@@ -93,7 +96,7 @@ def _metric_cell(metric: MetricRecord | None, problems: int) -> str:
 # --- listings -------------------------------------------------------------------------------------------
 
 
-def runs_table(runs: Sequence[Run]) -> Table:
+def runs_table(runs: Sequence[Run | Diagnosis]) -> Table:
     """One row a run."""
     table = Table()
     for heading in ("run", "suite", "model"):
@@ -107,12 +110,12 @@ def runs_table(runs: Sequence[Run]) -> Table:
         manifest, identity = run.manifest, run.manifest.identity
         cells = [
             manifest.run_id,
-            identity.suite,
+            run.manifest.identity.suite if isinstance(run, Run) else f"(diagnosis on {run.manifest.identity.data})",
             identity.model,
             _or_dash(identity.loops),
             run.state(),
             f"{run.done()}/{manifest.total}",
-            headline(run.metrics()),
+            headline(run.metrics()) if isinstance(run, Run) else diagnosis_headline(run),
             f"{manifest.started.astimezone():%Y-%m-%d %H:%M}",
         ]
         table.add_row(*(Text(cell) for cell in cells))
@@ -128,10 +131,13 @@ def headline(metrics: Metrics | None) -> str:
     return f"{name} {percent(metric)} (n={metric.n}{missing})"
 
 
-def run_json(run: Run) -> dict[str, Any]:
+def run_json(run: Run | Diagnosis) -> dict[str, Any]:
     """The run's place, state and identity in JSON types."""
+    if isinstance(run, Diagnosis):
+        return diagnosis_json(run)
     manifest = run.manifest
     return {
+        "kind": EVALUATION,
         "run_id": manifest.run_id,
         "path": str(run.path),
         "suite": manifest.identity.suite,
@@ -150,7 +156,6 @@ def run_json(run: Run) -> dict[str, Any]:
 def manifest_lines(run: Run) -> list[tuple[str, str]]:
     """(name, value) of what a person asks first."""
     manifest, identity = run.manifest, run.manifest.identity
-    last = manifest.sessions[-1] if manifest.sessions else None
     lines = [
         ("run", manifest.run_id),
         ("status", f"{run.state()}, {run.done()} of {manifest.total} samples done"),
@@ -165,19 +170,26 @@ def manifest_lines(run: Run) -> list[tuple[str, str]]:
     ]
     if manifest.missing:
         lines.append(("missing", f"{manifest.missing} samples; {'; '.join(manifest.missing_examples)}"))
-    if last is not None:
-        git = "-" if last.git is None else last.git.commit + (" (dirty)" if last.git.dirty else "")
-        gpus = ", ".join(last.hardware.gpus) or "no GPU"
-        machine = f"{last.hardware.cpu}, {last.hardware.cores} cores, {last.hardware.ram / 2**30:.0f} GiB, {gpus}"
-        packages = ", ".join(f"{name} {version}" for name, version in last.packages.items())
-        lines += [
-            ("sandbox", last.sandbox or "-"),
-            ("command", " ".join(last.command)),
-            ("packages", packages),
-            ("commit", git),
-            ("machine", machine),
-        ]
-    return lines
+    if manifest.sessions:
+        lines.append(("sandbox", manifest.sessions[-1].sandbox or "-"))
+    return lines + session_lines(manifest.sessions)
+
+
+def session_lines(sessions: Sequence[Session]) -> list[tuple[str, str]]:
+    """(name, value) of where the last session ran; none before the first."""
+    if not sessions:
+        return []
+    last = sessions[-1]
+    git = "-" if last.git is None else last.git.commit + (" (dirty)" if last.git.dirty else "")
+    gpus = ", ".join(last.hardware.gpus) or "no GPU"
+    machine = f"{last.hardware.cpu}, {last.hardware.cores} cores, {last.hardware.ram / 2**30:.0f} GiB, {gpus}"
+    packages = ", ".join(f"{name} {version}" for name, version in last.packages.items())
+    return [
+        ("command", " ".join(last.command)),
+        ("packages", packages),
+        ("commit", git),
+        ("machine", machine),
+    ]
 
 
 def metrics_table(metrics: Metrics) -> Table:

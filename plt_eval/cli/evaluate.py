@@ -149,7 +149,7 @@ def check_options(options: RunOptions) -> None:
     _check_decoding(options)
     if options.loops is not None:
         parse_loops(options.loops)
-    _batch_size(options.batch_size)
+    parse_batch_size(options.batch_size)
     if options.request_timeout is not None and not options.request_timeout > 0:
         raise UserError(f"--request-timeout {options.request_timeout}: expected a number of seconds above 0")
 
@@ -184,7 +184,8 @@ def _check_decoding(options: RunOptions) -> None:
             raise UserError(f"{_flag(name)} has no effect at temperature 0: add --temperature")
 
 
-def _batch_size(text: str | None) -> Any:
+def parse_batch_size(text: str | None) -> Any:
+    """--batch-size: "auto", or a number from 1. Raises UserError."""
     if text is None or text == "auto":
         return "auto"
     if not re.fullmatch(r"[1-9]\d{0,5}", text):
@@ -200,25 +201,28 @@ def _flag(name: str) -> str:
 
 
 def _models(options: RunOptions, notify: Callable[[str], None]) -> Sequence[ResolvedModel | None]:
-    """What the in-process engine is to run, one engine each; [None] for the other engines, which know it themselves.
-    A folder that is none is left for the engine to refuse."""
+    """What the in-process engine is to run, one engine each; [None] for the other engines, which know it themselves."""
+    return chosen_models(options.model, options.loops, "evaluating", notify) if options.engine == "hf" else [None]
+
+
+def chosen_models(
+    name: str | None, loops: str | None, doing: str, notify: Callable[[str], None]
+) -> list[ResolvedModel]:
+    """What --model and --loops stand for; without --model the default family, and `notify` hears so. A folder that is
+    none is left for whoever opens it to refuse. Raises UserError."""
     from plt_eval.models import DEFAULT_FAMILY, ResolvedModel, names_family, resolve_models
 
-    if options.engine != "hf":
-        return [None]
-    loops = None if options.loops is None else parse_loops(options.loops)
-    name = options.model
+    counts: Sequence[int] | None = None if loops is None else parse_loops(loops)
     if name is None:
         if not names_family(DEFAULT_FAMILY):
-            raise UserError("--engine hf needs --model: a checkpoint folder")
-        notify(f"no --model: evaluating the bundled family {DEFAULT_FAMILY}")
+            raise UserError("--model is missing: give a checkpoint folder")
+        notify(f"no --model: {doing} the bundled family {DEFAULT_FAMILY}")
         name = DEFAULT_FAMILY
     if not names_family(name):
-        counts: Sequence[int | None] = [None] if loops is None else loops
-        return [ResolvedModel(Path(name), name, count) for count in counts]
+        return [ResolvedModel(Path(name), name, count) for count in counts or (None,)]
     if Path(name).is_dir():
         notify(f"--model {name} is the bundled one; the folder of that name here is --model ./{name}")
-    return resolve_models(name, loops)
+    return resolve_models(name, counts)
 
 
 def _make_engine(
@@ -247,7 +251,7 @@ def _make_engine(
         "chat_template": options.chat_template,
         "tokenizer": options.tokenizer,
     }
-    batch_size = _batch_size(options.batch_size)
+    batch_size = parse_batch_size(options.batch_size)
     return make_engine("hf", model=str(model.folder), batch_size=batch_size, notify=notify, **_without_none(given))
 
 

@@ -1,4 +1,4 @@
-"""`plt-eval ls`: the stored runs."""
+"""`plt-eval ls`: the stored runs, evaluations and diagnoses."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from plt_eval.errors import UserError
+
 
 def ls(
     results: Annotated[Path, typer.Option(help="Where runs are stored.")] = Path("results/runs"),
@@ -14,14 +16,20 @@ def ls(
 ) -> None:
     """List the stored runs.
 
-    One row each, oldest first: suite, model, loops, status, samples done, and the suite's headline metric.
+    One row each, oldest first: suite (or the text of a diagnosis), model, loops, status, samples done, and the headline
+    metric.
     """
     import json
 
-    from plt_eval.store import list_runs
+    from plt_eval.diagnosis.store import Diagnosis, list_diagnoses
+    from plt_eval.store import Run, list_runs
     from plt_eval.tables import output_console, run_json, runs_table
 
-    runs = list_runs(results, problem=lambda error: typer.echo(f"plt-eval: warning: {error}", err=True))
+    def warn(error: UserError) -> None:
+        typer.echo(f"plt-eval: warning: {error}", err=True)
+
+    runs: list[Run | Diagnosis] = [*list_runs(results, problem=warn), *list_diagnoses(results, problem=warn)]
+    runs.sort(key=lambda run: (run.manifest.started, run.manifest.run_id))
     if json_:
         typer.echo(json.dumps([run_json(run) for run in runs], indent=2))
     elif runs:

@@ -21,6 +21,7 @@ from plt_eval.cli.diagnose import diagnose
 from plt_eval.cli.export import export
 from plt_eval.cli.figures import figures
 from plt_eval.cli.ls import ls
+from plt_eval.cli.report import report
 from plt_eval.cli.run import run
 from plt_eval.cli.show import show
 from plt_eval.cli.study import study
@@ -45,6 +46,7 @@ app.command("sft")(sft)
 app.command("ls")(ls)
 app.command("show")(show)
 app.command("export")(export)
+app.command("report")(report)
 app.command("figures")(figures)
 app.command("suites")(suites)
 app.add_typer(data, name="data")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from plt_eval.cli._find import find_run
+from plt_eval.cli._find import find_folder
 from plt_eval.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,11 +25,20 @@ def show(
 ) -> None:
     """Show one run, or one of its samples.
 
-    By default the manifest and the metrics with their definitions.
+    By default the manifest and the metrics with their definitions; of a diagnosis the manifest and the tables of loops.
     """
     if (sample is not None) + failed + json_ > 1:
         raise UserError("--sample, --failed and --json exclude each other: give one")
-    found = find_run(run, results)
+    from plt_eval.diagnosis.records import DIAGNOSIS
+    from plt_eval.store import open_run, run_kind
+
+    folder = find_folder(run, results)
+    if run_kind(folder) == DIAGNOSIS:
+        if sample is not None or failed:
+            raise UserError(f"--{'failed' if failed else 'sample'}: {folder} is a diagnosis, which judges no samples")
+        _show_diagnosis(folder, as_json=json_)
+        return
+    found = open_run(folder)
     if sample is not None:
         _show_sample(found, sample)
     elif failed:
@@ -43,10 +52,7 @@ def show(
 def _show_run(run: Run) -> None:
     from plt_eval.tables import manifest_lines, metrics_table, output_console
 
-    lines = manifest_lines(run)
-    width = max(len(name) for name, _ in lines)
-    for name, value in lines:
-        typer.echo(f"{name:<{width}}  {value}".rstrip())
+    _show_lines(manifest_lines(run))
     metrics = run.metrics()
     if metrics is None:
         typer.echo("no metrics yet: run the same command again to complete the run")
@@ -54,6 +60,39 @@ def _show_run(run: Run) -> None:
     output_console().print(metrics_table(metrics))
     if metrics.missing:
         typer.echo(f"warning: {metrics.missing} of {metrics.total} samples are missing and not counted")
+
+
+def _show_lines(lines: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        typer.echo(f"{name:<{width}}  {value}".rstrip())
+
+
+def _show_diagnosis(folder: Path, *, as_json: bool) -> None:
+    import json
+
+    from plt_eval.diagnosis.store import open_diagnosis
+    from plt_eval.diagnosis.table import definitions_table, loop_tables, manifest_lines, notes, warnings
+    from plt_eval.tables import output_console
+
+    found = open_diagnosis(folder)
+    metrics = found.metrics()
+    if as_json:
+        both = {
+            "manifest": found.manifest.model_dump(mode="json"),
+            "metrics": None if metrics is None else metrics.model_dump(mode="json"),
+        }
+        typer.echo(json.dumps(both, indent=2))
+        return
+    _show_lines(manifest_lines(found))
+    if metrics is None:
+        typer.echo("no loops yet: run the same command again to complete the run")
+        return
+    console = output_console()
+    for table in (*loop_tables([found]), definitions_table(found)):
+        console.print(table)
+    for line in (*notes([found]), *(f"warning: {line}" for line in warnings([found]))):
+        typer.echo(line)
 
 
 def _show_json(run: Run) -> None:

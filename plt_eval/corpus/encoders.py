@@ -12,8 +12,9 @@ import hashlib
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -75,11 +76,12 @@ class ByteEncoder:
 
 
 class FolderEncoder:
-    """A Hugging Face tokenizer in a folder. Raises UserError when there is none, or it has no end of sequence."""
+    """A Hugging Face tokenizer in a folder, with its own Python code where that is trusted. Raises UserError when there
+    is none, or it has no end of sequence."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._tokenizer = _load_tokenizer(folder)
+    def __init__(self, folder: Path, *, trust_remote_code: bool = False) -> None:
+        self.folder, self._trusted = folder, trust_remote_code
+        self._tokenizer = _load_tokenizer(folder, trust_remote_code)
         eos = self._tokenizer.eos_token_id
         if eos is None:
             raise UserError(f"--tokenizer {folder}: it has no eos_token, which has to end every document")
@@ -99,13 +101,18 @@ class FolderEncoder:
         start = [] if self.record.bos is None else [self.record.bos]
         return [np.array([*start, *row, self.record.eos], dtype=np.int64) for row in rows["input_ids"]]
 
-    def __reduce__(self) -> tuple[type[FolderEncoder], tuple[Path]]:
-        return FolderEncoder, (self.folder,)
+    def __reduce__(self) -> tuple[Callable[[], FolderEncoder], tuple[()]]:
+        return partial(FolderEncoder, self.folder, trust_remote_code=self._trusted), ()
 
 
-def load_encoder(tokenizer: str) -> Encoder:
+def load_encoder(tokenizer: str, *, trust_remote_code: bool = False) -> Encoder:
     """ "bytes", or the folder of a Hugging Face tokenizer. Raises UserError."""
-    return ByteEncoder() if tokenizer == BYTES else FolderEncoder(Path(tokenizer))
+    return ByteEncoder() if tokenizer == BYTES else FolderEncoder(Path(tokenizer), trust_remote_code=trust_remote_code)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether any file of a tokenizer is in `folder`."""
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
 def tokenizer_sha256(folder: Path) -> str:
@@ -162,14 +169,14 @@ def _encode_in_worker(texts: list[str]) -> list[Ids]:
     return _worker_encoder.encode(texts)
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def _load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
     if not folder.is_dir():
         raise UserError(f'--tokenizer {folder}: expected "{BYTES}" or a folder with a tokenizer, found no such folder')
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    if not has_tokenizer(folder):
         raise UserError(f"--tokenizer {folder}: no tokenizer there, expected tokenizer.json or its like")
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"--tokenizer {folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error

@@ -21,7 +21,6 @@ import psutil
 import torch
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -79,12 +78,12 @@ class HFEngine:
         self.folder, self.notify = Path(model), notify
         if not self.folder.is_dir():
             raise UserError(f"--model {no_such_model(str(model))}")
-        self.label = _folder_label(self.folder) if label is None else label
-        self.device = _device(device)
+        self.label = folder_label(self.folder) if label is None else label
+        self.device = pick_device(device)
         self.is_plt = _model_type(self.folder) == PLTConfig.model_type
         if not self.is_plt and (loops not in (None, 1) or loop_mode not in (None, "plt")):
             raise UserError(f"--loops {loops}: {self.folder} is no PLT checkpoint; only those can run several loops")
-        self.dtype = self._choose_dtype(dtype)
+        self.dtype = pick_dtype(dtype, self.folder, self.device, notify)
         try:
             self.weights_sha256 = weights_hash(self.folder)
             self.model: Any = self._load(loops, loop_mode)
@@ -98,19 +97,6 @@ class HFEngine:
         self.batch_size = _FIRST_BATCH[self.device.type] if batch_size == "auto" else int(batch_size)
 
     # --- loading --------------------------------------------------------------------------------------
-
-    def _choose_dtype(self, name: str) -> torch.dtype:
-        if name != "auto":
-            return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-        config = AutoConfig.from_pretrained(self.folder)
-        own = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-        if self.device.type != "cpu" or own == torch.float32:
-            return own
-        size = sum(file.stat().st_size for file in weight_files(self.folder))
-        if 2 * size > 0.6 * psutil.virtual_memory().available:
-            self.notify(f"running in {str(own).removeprefix('torch.')}: float32 would not fit in this machine's memory")
-            return own
-        return torch.float32
 
     def _load(self, loops: int | None, loop_mode: str | None) -> Any:
         if self.is_plt:
@@ -215,7 +201,7 @@ class HFEngine:
             try:
                 results = run(batch)
             except (MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 self._shrink(len(batch))
             if results is None:
@@ -404,7 +390,7 @@ class _SeededSampling(LogitsProcessor):
         return torch.full_like(scores, float("-inf")).scatter(-1, token, 0.0)
 
 
-def _folder_label(folder: Path) -> str:
+def folder_label(folder: Path) -> str:
     """The folder's name; of RUN/model, where trainings leave their models, RUN, and of RUN/r2/model RUN-r2.
 
     No slash is in it: of a path, records show the last part only.
@@ -417,12 +403,30 @@ def _folder_label(folder: Path) -> str:
     return "-".join(filter(None, names)) or folder.name
 
 
-def _device(name: str) -> torch.device:
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" is a GPU where torch sees one. Raises UserError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no CUDA device here")
     return torch.device(name)
+
+
+def pick_dtype(name: str, folder: Path, device: torch.device, notify: Callable[[str], None]) -> torch.dtype:
+    """The type of that name; "auto" is the checkpoint's own on a GPU, and on a CPU float32 where that fits in memory
+    (`notify` hears when it does not)."""
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    saved = getattr(torch, str(config.get("dtype", config.get("torch_dtype"))).removeprefix("torch."), None)
+    own = saved if isinstance(saved, torch.dtype) else torch.float32
+    if device.type != "cpu" or own == torch.float32:
+        return own
+    size = sum(file.stat().st_size for file in weight_files(folder))
+    if 2 * size > 0.6 * psutil.virtual_memory().available:
+        notify(f"running in {str(own).removeprefix('torch.')}: float32 would not fit in this machine's memory")
+        return own
+    return torch.float32
 
 
 def _model_type(folder: Path) -> str:
@@ -449,7 +453,8 @@ def _eos_ids(model: Any, tokenizer: Any) -> list[int]:
     return sorted(token for token in found if token < model.config.vocab_size)
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return "can't allocate memory" in str(error) or "not enough memory" in str(error)
