@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import gzip
 import hashlib
 import json
@@ -21,7 +22,7 @@ from typer.testing import CliRunner
 from plt_benchmarks.protocols import Answer, Sample, SandboxJob, SandboxOutcome, Score, SuiteData, SuiteError
 from plt_benchmarks.registry import get_suite
 from plt_benchmarks.trace import programs, suite
-from plt_benchmarks.trace.families import CHASE_LINES, CHASE_QUERIES, CHASE_ROOTS, EDITS, WORD_LENGTH
+from plt_benchmarks.trace.families import CHASE_CHECKS, CHASE_QUERIES, CHASE_ROOTS, EDITS, WORD_LENGTH
 from plt_benchmarks.trace.programs import (
     FAMILIES,
     Problem,
@@ -51,6 +52,7 @@ class NoSandbox:
         raise AssertionError(f"the suite must not run {job.program!r}")
 
 
+@functools.cache
 def drawn(cell: tuple[str, int], seed: int) -> Program:
     return generate(*cell, random.Random(seed))
 
@@ -133,38 +135,42 @@ def test_what_cannot_be_generated_is_said(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(ValueError, match=r"family chase: expected k from 1 to 4, found 0"):
         generate("chase", 0, random.Random(0))
     monkeypatch.setattr(programs, "FAMILIES", {"call": range(1, 2)})
-    with pytest.raises(ValueError, match=r"family call, k=1: expected 40 different problems, found only \d\d$"):
-        test_problems(seed=0, per_k=40)
+    with pytest.raises(ValueError, match=r"family call, k=1: expected 400 different problems, found only \d{2,3}$"):
+        test_problems(seed=0, per_k=400)
 
 
 # --- each family: what gives the answer away ------------------------------------------------------------
 
 
-def roots_and_depths(source: str) -> tuple[list[str], dict[str, tuple[str, int]]]:
-    """The digits in the order of the lines, and each variable's digit with the copies up to it: read from the text."""
+def chains(source: str) -> tuple[list[str], dict[str, tuple[str, int]]]:
+    """The numbers in the order of the lines, and for each variable its number and the copies to it, from the text."""
     found: dict[str, tuple[str, int]] = {}
-    digits = []
+    numbers = []
     for line in source.splitlines():
         name, _, right = line.partition("=")
         assert name not in found
         if right.isdigit():
-            digits.append(right)
+            numbers.append(right)
         found[name] = (right, 0) if right.isdigit() else (found[right][0], found[right][1] + 1)
-    return digits, found
+    return numbers, found
 
 
 @pytest.mark.parametrize("k", FAMILIES["chase"])
-def test_chase_looks_the_same_at_every_k(k: int) -> None:
+def test_chase_is_two_chains_alike(k: int) -> None:
     for seed in range(50):
         program = drawn(("chase", k), seed)
-        digits, found = roots_and_depths(program.source)
-        assert len(found) == CHASE_LINES
-        assert len(program.source) == 4 * CHASE_LINES
-        assert len(set(digits)) == CHASE_ROOTS
+        numbers, found = chains(program.source)
+        assert re.match(r"\w=\d\d\n\w=\d\d\n\w=\w\n", program.source)
+        assert len(numbers) == CHASE_ROOTS
+        assert len(program.source.splitlines()) == len(found) == CHASE_ROOTS * (k + 1)
+        assert numbers[0][0] != numbers[1][0]
+        assert numbers[0][1] != numbers[1][1]
+        assert set(Counter(found.values()).values()) == {1}, "one variable for each number and depth"
         for query in (*program.queries, *(check.query for check in program.checks)):
             assert found[query.expression] == (query.answer, query.k)
-        assert len({query.expression for query in program.queries}) == CHASE_QUERIES == CHASE_LINES
+        assert len({query.expression for query in program.queries}) == CHASE_QUERIES
         assert len({query.k for query in program.queries}) >= 2
+        assert len(program.checks) == CHASE_CHECKS
 
 
 def near(share: float, expected: float, n: int = DRAWS) -> bool:
@@ -172,10 +178,14 @@ def near(share: float, expected: float, n: int = DRAWS) -> bool:
     return abs(share - expected) < 4 * (expected * (1 - expected) / n) ** 0.5
 
 
-def right_guesses(k: int, guess: Callable[[str], str]) -> float:
-    """The share of chase programs of which `guess`, from the source alone, names the digit that is asked for."""
-    drawn_now = [drawn(("chase", k), seed) for seed in range(DRAWS)]
-    right = [guess(program.source) == asked_of(program).answer for program in drawn_now]
+def right_guesses(family: str, k: int, guess: Callable[[str, str], str]) -> float:
+    """The share of programs for which `guess`, from the source and what is asked for, names the answer."""
+    drawn_now = [drawn((family, k), seed) for seed in range(DRAWS)]
+    queries = [asked_of(program) for program in drawn_now]
+    right = [
+        guess(program.source, query.expression) == query.answer
+        for program, query in zip(drawn_now, queries, strict=True)
+    ]
     return sum(right) / DRAWS
 
 
@@ -183,67 +193,108 @@ def asked_of(program: Program) -> Query:
     return next(query for query in program.queries if query.k == program.k)
 
 
-def digits_of(source: str) -> list[str]:
-    return re.findall(r"\d", source)
+def numbers_of(source: str) -> list[str]:
+    return re.findall(r"\d+", source)
 
 
-def copies(source: str) -> list[int]:
-    """How often each root is copied, in the order of the lines."""
-    roots = re.findall(r"^(\w)=\d$", source, re.MULTILINE)
-    assert len(roots) == CHASE_ROOTS
-    return [len(re.findall(rf"={root}$", source, re.MULTILINE)) for root in roots]
+def assigned(source: str) -> list[str]:
+    """The variables of a chase, in the order of the lines."""
+    return [line.partition("=")[0] for line in source.splitlines()]
+
+
+def ends(source: str) -> list[str]:
+    """The variables that nothing is copied from, in the order of the lines."""
+    return [name for name in assigned(source) if f"={name}\n" not in source]
+
+
+def first_copied(source: str) -> int:
+    """Which of the two numbers is handed on first."""
+    return assigned(source).index(source.splitlines()[CHASE_ROOTS].partition("=")[2])
+
+
+def by_the_ends(source: str, asked: str) -> str:
+    """Its place among the ends, as if they stood in the order of the numbers."""
+    return numbers_of(source)[ends(source).index(asked)]
+
+
+def by_the_first_copy(source: str, asked: str) -> str:
+    """One copy followed, and the rest by order: the number that is handed on first belongs to what ends first."""
+    return numbers_of(source)[first_copied(source) ^ ends(source).index(asked)]
+
+
+def by_letters(source: str, asked: str) -> str:
+    """As if the number went to the name that comes first in the alphabet."""
+    return numbers_of(source)[0 if asked == min(ends(source)) else 1]
+
+
+CHASE_GUESSES: dict[str, Callable[[str, str], str]] = {
+    "the first number": lambda source, _: numbers_of(source)[0],
+    "the last number": lambda source, _: numbers_of(source)[-1],
+    "the lower number": lambda source, _: min(numbers_of(source)),
+    "the number that is handed on first": lambda source, _: numbers_of(source)[first_copied(source)],
+    "the order of the ends": by_the_ends,
+    "the alphabet": by_letters,
+}
 
 
 @pytest.mark.parametrize("k", FAMILIES["chase"])
-@pytest.mark.parametrize(
-    "pick", [lambda digits: digits[0], lambda digits: digits[-1], min], ids=["first", "last", "min"]
-)
-def test_chase_cannot_be_guessed_from_the_digits_alone(k: int, pick: Callable[[list[str]], str]) -> None:
-    assert near(right_guesses(k, lambda source: pick(digits_of(source))), 1 / CHASE_ROOTS)
+@pytest.mark.parametrize("guess", CHASE_GUESSES)
+def test_chase_cannot_be_guessed_better_than_one_time_in_two(k: int, guess: str) -> None:
+    assert near(right_guesses("chase", k, CHASE_GUESSES[guess]), 1 / CHASE_ROOTS)
 
 
-@pytest.mark.parametrize(("k", "share"), [(1, 0.76), (2, 0.81), (3, 0.85), (4, 0.90)])
-def test_what_the_shape_of_chase_gives_away_is_what_is_documented(k: int, share: float) -> None:
-    """The root that is copied more often, or either of them on a tie: no tracing, and yet more than one time in two."""
-    right = 0.0
-    for seed in range(DRAWS):
-        program = drawn(("chase", k), seed)
-        often = copies(program.source)
-        favourites = [
-            digit for digit, count in zip(digits_of(program.source), often, strict=True) if count == max(often)
-        ]
-        right += favourites.count(asked_of(program).answer) / len(favourites)
-    assert near(right / DRAWS, share)
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_following_only_the_first_copy_of_a_chase_gives_nothing(k: int) -> None:
+    assert near(right_guesses("chase", k, by_the_first_copy), 1 / CHASE_ROOTS)
 
 
-def test_no_problem_of_chase_has_a_root_that_is_copied_more_often() -> None:
-    for problem in test_problems(0, 40):
-        if problem.program.family == "chase":
-            assert len(set(copies(problem.program.source))) == 1, problem.prompt
+@pytest.mark.parametrize("k", FAMILIES["chase"])
+def test_neither_number_of_a_chase_is_copied_more_often(k: int) -> None:
+    for seed in range(300):
+        source = drawn(("chase", k), seed).source
+        _, found = chains(source)
+        assert set(Counter(number for number, _ in found.values()).values()) == {k + 1}
+        assert all(source.count(f"={name}\n") == 1 for name in assigned(source)[:CHASE_ROOTS])
 
 
 @pytest.mark.parametrize("k", range(2, 5))
 def test_chase_is_not_over_after_one_copy(k: int) -> None:
-    """Only at k=1 is the value of the variable copied from that of a digit."""
+    """Only at k=1 is the value of the variable copied from that of a number."""
     for seed in range(300):
         program = drawn(("chase", k), seed)
         parent = re.search(rf"^{asked_of(program).expression}=(\w)$", program.source, re.MULTILINE)
         assert parent is not None
-        assert not re.search(rf"^{parent[1]}=\d$", program.source, re.MULTILINE)
+        assert not re.search(rf"^{parent[1]}=\d+$", program.source, re.MULTILINE)
 
 
-@pytest.mark.parametrize(("family", "k"), [cell for cell in TRAINED if cell[0] in ("arith", "call")])
-def test_arithmetic_answers_are_uniform_and_no_step_can_be_left_out(family: str, k: int) -> None:
-    answers: Counter[str] = Counter()
-    unchanged: Counter[int] = Counter()
+ARITHMETIC = [cell for cell in TRAINED if cell[0] in ("arith", "call")]
+
+
+@pytest.mark.parametrize(("family", "k"), ARITHMETIC)
+def test_no_number_and_no_change_is_much_more_frequent_than_others(family: str, k: int) -> None:
+    """The most frequent answer, and the most frequent change from the number that it begins with: as documented."""
+    answers: Counter[int] = Counter()
+    changes: Counter[int] = Counter()
     for seed in range(DRAWS):
         program = drawn((family, k), seed)
-        answers[program.queries[0].answer] += 1
-        for left_out in range(k):
-            unchanged[left_out] += without_step(program, left_out) == program.queries[0].answer
-    assert set(answers) == set("0123456789")
-    assert all(near(count / DRAWS, 0.1) for count in answers.values()), answers
-    assert max(unchanged.values()) / DRAWS < 0.06, unchanged
+        answers[int(program.queries[0].answer)] += 1
+        changes[int(program.queries[0].answer) - begins_with(program)] += 1
+    assert max(answers.values()) / DRAWS < 0.05, answers
+    assert max(changes.values()) / DRAWS < 0.085, changes
+
+
+def begins_with(program: Program) -> int:
+    text = program.source if program.family == "arith" else program.queries[0].expression
+    found = re.search(r"\d+", text)
+    assert found is not None
+    return int(found[0])
+
+
+@pytest.mark.parametrize(("family", "k"), ARITHMETIC)
+def test_no_step_of_arithmetic_can_be_left_out(family: str, k: int) -> None:
+    for seed in range(300):
+        program = drawn((family, k), seed)
+        assert all(without_step(program, step) != program.queries[0].answer for step in range(k))
 
 
 def without_step(program: Program, step: int) -> str:
@@ -253,21 +304,24 @@ def without_step(program: Program, step: int) -> str:
     return repr(eval(program.queries[0].expression, names))
 
 
-@pytest.mark.parametrize("k", range(1, 5))
-def test_call_maps_digits_one_to_one(k: int) -> None:
-    for seed in range(50):
-        f = values_at_end(drawn(("call", k), seed).source)["f"]
-        assert sorted(f(argument) for argument in range(10)) == list(range(10))
+@pytest.mark.parametrize(("family", "k"), ARITHMETIC)
+def test_arithmetic_stays_within_two_digits(family: str, k: int) -> None:
+    for seed in range(300):
+        program = drawn((family, k), seed)
+        asked = [*program.queries, *(check.query for check in program.checks)]
+        assert all(re.fullmatch(r"[1-9]\d", query.answer) for query in asked)
+        if family == "call":
+            assert all(re.fullmatch(r"f\([1-5]\d\)", query.expression) for query in asked)
 
 
-@pytest.mark.parametrize(("family", "k"), [cell for cell in TRAINED if cell[0] in ("arith", "call")])
+@pytest.mark.parametrize(("family", "k"), ARITHMETIC)
 def test_every_step_is_plain(family: str, k: int) -> None:
     for seed in range(50):
         lines = drawn((family, k), seed).source.splitlines()
         first, steps = lines[0], lines[1 : k + 1]
-        assert all(re.fullmatch(r" ?x(\+=[1-9]|-=[1-9]|=[1-9]-x)", step) for step in steps)
-        assert lines[k + 1 :] == ([] if family == "arith" else [" return x%10"])
-        assert re.fullmatch(r"x=[1-9]\d" if family == "arith" else r"def f\(x\):", first)
+        assert all(re.fullmatch(r" ?x[+-]=[1-9]", step) for step in steps)
+        assert lines[k + 1 :] == ([] if family == "arith" else [" return x"])
+        assert re.fullmatch(r"x=[1-5]\d" if family == "arith" else r"def f\(x\):", first)
 
 
 def test_arith_is_checked_before_each_update() -> None:
@@ -393,23 +447,24 @@ def test_documents_are_true_and_mixed_evenly(documents: list[str]) -> None:
         kinds[kind(text)] += 1
         if kind(text) == "string":
             checked[text.count("assert") > 1] += 1
-    assert set(kinds.values()) == {1000}
-    assert 350 < checked[True] < 550
+    assert kinds == {"chase": 800, "arith": 1600, "call": 800, "string": 800}
+    assert 270 < checked[True] < 450
 
 
 def kind(text: str) -> str:
     if text.startswith("def"):
         return "call"
-    if "%10" in text:
-        return "arith"
-    return "string" if "'" in text else "chase"
+    if "'" in text:
+        return "string"
+    return "arith" if text.startswith("x=") else "chase"
 
 
 def test_every_k_is_trained_equally_often(documents: list[str]) -> None:
     """From k=1, also in families that are not asked for it."""
     for family, other_lines in {"arith": 1, "call": 2, "string": 1}.items():
         sources = [without_assertions(text) for text in documents if kind(text) == family]
-        assert Counter(source.count("\n") - other_lines for source in sources) == {1: 250, 2: 250, 3: 250, 4: 250}
+        each = len(sources) // 4
+        assert Counter(source.count("\n") - other_lines for source in sources) == dict.fromkeys(range(1, 5), each)
 
 
 def test_problems_are_balanced_held_out_and_different(problems: list[Problem]) -> None:
@@ -434,7 +489,7 @@ def test_the_standard_set_does_not_drift(data: SuiteData) -> None:
     content = standard_problems()
     assert hashlib.sha256(content).hexdigest() == data.sha256 == TRACE.release.sha256
     assert hashlib.md5(content, usedforsecurity=False).hexdigest() == TRACE.release.md5
-    assert data.revision == "trace-v2"
+    assert data.revision == "trace-v3"
     assert len(data.samples) == 600
     assert TRACE.summary.startswith("600 ")
     assert [sample.data["family"] for sample in data.samples[: len(CELLS)]] == [family for family, _ in CELLS]
@@ -443,13 +498,13 @@ def test_the_standard_set_does_not_drift(data: SuiteData) -> None:
 
 def test_training_text_does_not_drift() -> None:
     digest = hashlib.sha256("".join(training_documents(0, 500)).encode()).hexdigest()
-    pinned = "fb30b4769c5d297478e3cc344894606d058bb328fddbde151c25039fbf79e469"
+    pinned = "38de6e1313309a0eccf90dbecbce136367eaa34c155f5f3a1e1e70edfe4b249e"
     assert digest == pinned, "what is generated changed: raise GENERATOR_VERSION, pin the new hashes"
 
 
 def test_random_numbers_of_another_kind_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suite, "STANDARD_SEED", 1)
-    with pytest.raises(SuiteError, match=r"^trace-v2: expected to generate problems of sha256 \w{64}, found \w{64}"):
+    with pytest.raises(SuiteError, match=r"^trace-v3: expected to generate problems of sha256 \w{64}, found \w{64}"):
         TRACE.load(None)
 
 
@@ -664,15 +719,16 @@ def test_the_guess_in_the_definition_is_what_guessing_gives(data: SuiteData, fam
     answers = Counter(sample.data["canonical_solution"] for sample in data.samples if sample.data["family"] == family)
     metric = TRACE.metrics(scores_of(data, lambda _: answers.most_common(1)[0][0]))[f"trace.exact/{family}"]
     assert f"the most frequent answer would give {100 * metric.value:.1f}%" in metric.definition
-    assert metric.value < 0.17
+    assert metric.value < 0.08
 
 
-@pytest.mark.parametrize("pick", [0, 1])
-def test_naming_one_of_the_two_digits_is_right_one_time_in_two(data: SuiteData, pick: int) -> None:
-    chase = [sample for sample in data.samples if sample.data["family"] == "chase"]
-    hits = sum(
-        re.findall(r"=(\d)", sample.data["prompt"])[pick] == sample.data["canonical_solution"] for sample in chase
-    )
+@pytest.mark.parametrize("guess", CHASE_GUESSES)
+def test_naming_one_of_the_two_numbers_is_right_one_time_in_two(data: SuiteData, guess: str) -> None:
+    chase = [sample.data for sample in data.samples if sample.data["family"] == "chase"]
+    hits = 0
+    for row in chase:
+        source, _, asked = row["prompt"].rpartition("assert ")
+        hits += CHASE_GUESSES[guess](source, asked.removesuffix("==")) == row["canonical_solution"]
     assert near(hits / len(chase), 1 / CHASE_ROOTS, n=len(chase))
 
 

@@ -1,18 +1,18 @@
 """The four families of generated programs, one function each, with a dial k for how much must be traced.
 
-    chase     follow a variable through k copies to its digit: 7 assignments whatever k, 2 chains interleaved
-    arith     the last digit of a variable that is updated k times
-    call      the last digit of what a function of k steps returns
+    chase     follow a variable through k copies to its number: two chains of k copies each, interleaved
+    arith     the value of a variable to which k digits are added, or taken away
+    call      what a function of k such steps returns
     string    a word of four letters after k rearrangements
 
 How far one gets without the tracing, as the share of right answers (the tests measure it):
 
-    chase     50%: the first root, or the last one; their order says nothing about which is asked for;
-              of all programs the root that is copied more often would be right in 76, 81, 85 and 90% for k from
-              1 to 4, as it mostly is the one with the chain of k copies; so problems are made only of programs
-              where both are copied equally often (see gives_nothing_away)
-    arith     10%: every step is a bijection modulo 10 of the value it updates, so all answers are about equally
-    call      frequent whatever the steps, and what all steps but the last give is no better a guess than any
+    chase     50%: either of the two numbers. Both are copied equally often along chains of the same length; their
+              order, that of the chains' ends and the names say nothing about which is asked for; and from k=2 on
+              neither does the first copy
+    arith     6%: the number that it begins with and the most frequent change, in all k; the most frequent answer is
+    call      right in 3%, and leaving out any step is always wrong. Values stay between 10 and 99, and are
+              not taken modulo anything: the distance to a wrong answer is something to learn from
     string    20%: always the same one of the 7 rearrangements that the edits come to, whatever k; the word itself is
               never the answer, nor is what was there before any of the edits
 
@@ -25,12 +25,15 @@ import random
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
-LETTERS = "abcdefg"
-"""Names of variables to chase: no more than a program needs, so that a small model sees each of them often."""
-CHASE_LINES, CHASE_ROOTS, CHASE_DEEPEST = len(LETTERS), 2, 4
-CHASE_QUERIES, CHASE_CHECKS = 7, 3
+CHASE_ROOTS = 2
+LETTERS = "abcdefghij"
+"""Names of variables to chase: as many as the longest program needs, so that a small model sees each of them often."""
+CHASE_QUERIES, CHASE_CHECKS = 4, 2
 CALL_QUERIES = 4
+STARTS, TWO_DIGITS = range(10, 60), range(10, 100)
+"""Numbers to begin with, and those that there may be on the way."""
 WORD_LETTERS, WORD_LENGTH = "abcdefgh", 4
 
 
@@ -82,111 +85,80 @@ def _assertion(query: Query) -> str:
 
 
 def chase(k: int, rng: random.Random) -> Program:
-    """Copies of copies of two digits, in an order in which every variable is assigned before it is copied; checks of
-    some variables where they are assigned."""
-    parents = _forest(k, rng)
-    names = rng.sample(LETTERS, CHASE_LINES)
-    digits = rng.sample(string.digits, CHASE_ROOTS)
-    roots = [node for node, parent in enumerate(parents) if parent is None]
-    value = dict(zip(roots, digits, strict=True))
-    depth = dict.fromkeys(roots, 0)
-    order = _running_order(parents, rng)
-    lines = []
-    for node in order:
-        parent = parents[node]
-        if parent is not None:
-            value[node], depth[node] = value[parent], depth[parent] + 1
-        lines.append(f"{names[node]}={value[node] if parent is None else names[parent]}\n")
-    queries = [Query(names[node], value[node], depth[node]) for node in range(CHASE_LINES)]
-    asked = [queries[node] for node in _asked(k, depth, rng)]
-    checked = sorted(rng.sample(range(CHASE_LINES), CHASE_CHECKS))
-    checks = [Check(place + 1, queries[order[place]]) for place in checked]
-    return Program("chase", k, "".join(lines), tuple(asked), tuple(checks))
-
-
-def gives_nothing_away(program: Program) -> bool:
-    """Whether a program may be asked about: in `chase` only where both digits' variables are copied equally often."""
-    if program.family != "chase":
-        return True
-    lines = [line.split("=") for line in program.source.splitlines()]
-    copied = [value for _, value in lines]
-    return len({copied.count(name) for name, value in lines if value.isdigit()}) == 1
-
-
-def _forest(k: int, rng: random.Random) -> list[int | None]:
-    """The parent of each variable, None for a root: one chain of k copies, and the others wherever they fall."""
-    parents: list[int | None] = [None, *range(k), *[None] * (CHASE_ROOTS - 1)]
-    depths = [*range(k + 1), *[0] * (CHASE_ROOTS - 1)]
-    while len(parents) < CHASE_LINES:
-        parent = rng.choice([node for node, depth in enumerate(depths) if depth < CHASE_DEEPEST])
-        parents.append(parent)
-        depths.append(depths[parent] + 1)
-    return parents
-
-
-def _running_order(parents: Sequence[int | None], rng: random.Random) -> list[int]:
-    """All variables, each after its parent; at each point any that can come next is equally likely to."""
-    order: list[int] = []
-    waiting = set(range(len(parents)))
-    while waiting:
-        ready = [node for node in sorted(waiting) if parents[node] not in waiting]
-        order.append(rng.choice(ready))
-        waiting.remove(order[-1])
-    return order
-
-
-def _asked(k: int, depth: Mapping[int, int], rng: random.Random) -> list[int]:
-    """Different variables in random order: one of depth k, then one of each other depth, then any."""
-    nodes = list(depth)
-    rng.shuffle(nodes)
-    first_of = {depth[node]: node for node in reversed(nodes)}
-    asked = [first_of.pop(k), *first_of.values()][:CHASE_QUERIES]
-    asked += [node for node in nodes if node not in asked][: CHASE_QUERIES - len(asked)]
+    """Two numbers, each handed on by k copies, one after the other; the copies of both in any order. Checks of some
+    variables where they are assigned."""
+    names = iter(rng.sample(LETTERS, CHASE_ROOTS * (k + 1)))
+    last: list[Query] = []
+    lines: list[str] = []
+    told: list[Query] = []
+    for value in _two_numbers(rng):
+        last.append(Query(next(names), value, 0))
+        lines.append(f"{last[-1].expression}={value}\n")
+        told.append(last[-1])
+    for chain in _merged(k, rng):
+        before = last[chain]
+        last[chain] = Query(next(names), before.answer, before.k + 1)
+        lines.append(f"{last[chain].expression}={before.expression}\n")
+        told.append(last[chain])
+    asked = [rng.choice(last)]
+    asked += rng.sample([query for query in told if query not in asked], CHASE_QUERIES - 1)
     rng.shuffle(asked)
-    return asked
+    checked = sorted(rng.sample(range(len(told)), CHASE_CHECKS))
+    checks = tuple(Check(place + 1, told[place]) for place in checked)
+    return Program("chase", k, "".join(lines), tuple(asked), checks)
+
+
+def _two_numbers(rng: random.Random) -> list[str]:
+    """Different in both digits, so that each of them tells which it is."""
+    return [
+        f"{ten}{one}" for ten, one in zip(rng.sample(string.digits[1:], 2), rng.sample(string.digits, 2), strict=True)
+    ]
+
+
+def _merged(k: int, rng: random.Random) -> list[int]:
+    """Which chain each copy belongs to, k copies of each. The chain that is copied first ends first one time in two;
+    with one copy each it always does."""
+    first_ends_first = rng.random() < 0.5
+    while True:
+        chains = rng.sample([0] * k + [1] * k, 2 * k)
+        if k == 1 or (chains[0] != chains[-1]) == first_ends_first:
+            return chains
 
 
 # --- arith and call -----------------------------------------------------------------------------------
 
-Step = tuple[str, Callable[[int], int]]
-"""A statement, and what it makes of the value of x."""
+Step = tuple[str, int]
+"""A statement, and what it adds to x."""
 
 
 def _step(rng: random.Random) -> Step:
-    """One update of x, a bijection modulo 10."""
-    digit = rng.randrange(1, 10)
-    forms: list[Step] = [
-        (f"x+={digit}", lambda value: value + digit),
-        (f"x-={digit}", lambda value: value - digit),
-        (f"x={digit}-x", lambda value: digit - value),
-    ]
-    return rng.choice(forms)
+    """Adding or taking away a digit, never nothing."""
+    sign, digit = rng.choice("+-"), rng.randrange(1, 10)
+    return f"x{sign}={digit}", digit if sign == "+" else -digit
 
 
 def arith(k: int, rng: random.Random) -> Program:
-    """`x=47`, updated k times, of which the last digit is asked; checks before each update."""
-    value = rng.randrange(10, 100)
+    """`x=47`, updated k times; checks before each update."""
+    value = rng.choice(STARTS)
     lines = [f"x={value}\n"]
-    queries = [Query("x%10", str(value % 10), 0)]
-    for done in range(1, k + 1):
-        statement, update = _step(rng)
-        value = update(value)
-        lines.append(f"{statement}\n")
-        queries.append(Query("x%10", str(value % 10), done))
+    queries = [Query("x", str(value), 0)]
+    while len(queries) <= k:
+        statement, change = _step(rng)
+        if value + change in TWO_DIGITS:
+            value += change
+            lines.append(f"{statement}\n")
+            queries.append(Query("x", str(value), len(queries)))
     return Program("arith", k, "".join(lines), (queries[-1],), _on_the_way(queries))
 
 
 def call(k: int, rng: random.Random) -> Program:
-    """A function of one digit, asked for several of them."""
+    """A function of k such updates, called with several numbers."""
     steps = [_step(rng) for _ in range(k)]
-    source = "def f(x):\n" + "".join(f" {statement}\n" for statement, _ in steps) + " return x%10\n"
-    queries = []
-    for argument in rng.sample(range(10), CALL_QUERIES):
-        value = argument
-        for _, update in steps:
-            value = update(value)
-        queries.append(Query(f"f({argument})", str(value % 10), k))
-    return Program("call", k, source, tuple(queries))
+    source = "def f(x):\n" + "".join(f" {statement}\n" for statement, _ in steps) + " return x\n"
+    sums = list(accumulate(change for _, change in steps))
+    fitting = [start for start in STARTS if all(start + change in TWO_DIGITS for change in sums)]
+    arguments = rng.sample(fitting, CALL_QUERIES)
+    return Program("call", k, source, tuple(Query(f"f({at})", str(at + sums[-1]), k) for at in arguments))
 
 
 def _on_the_way(queries: Sequence[Query]) -> tuple[Check, ...]:

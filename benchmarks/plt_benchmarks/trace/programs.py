@@ -1,15 +1,15 @@
 """Seeded streams of small programs to trace: documents to train on, and held-out problems.
 
     for document in training_documents(seed=0, programs=60000):
-        ...                                             # "q=7\\nc=4\\na=q\\n...assert b==7\\nassert c==4\\n"
+        ...                                             # "q=47\\nc=82\\na=q\\n...assert b==47\\nassert c==82\\n"
     problem = test_problems(seed=0, per_k=40)[0]
-    problem.prompt, problem.answer                      # "...assert b==", "7"
+    problem.prompt, problem.answer                      # "...assert b==", "47"
 
 What is trained on and what is asked are different programs whatever the seeds: a hash of the program itself, with its
 variables renamed in order and its assertions left out, says on which side of the split it is (see split_of). A document
 never states what a held-out program gives either: it may begin with one, but checks within a program are written only
 where the program up to there is on the training side. What is held out is the program as it is written: one that comes
-to the same, as `x=57` does for `x=47` where the last digit is asked, may be trained on (see suite.py).
+to the same, as one with its steps in another order does in `arith`, may be trained on (see suite.py).
 
 Everything is a function of its arguments alone, on every machine; GENERATOR_VERSION changes when what is generated for
 the same arguments does.
@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from plt_benchmarks.trace.families import Check, Program, Query, arith, call, chase, edit, gives_nothing_away
+from plt_benchmarks.trace.families import Check, Program, Query, arith, call, chase, edit
 
 __all__ = [
     "FAMILIES",
@@ -42,7 +42,7 @@ __all__ = [
     "without_assertions",
 ]
 
-GENERATOR_VERSION = 2
+GENERATOR_VERSION = 3
 FAMILIES: dict[str, range] = {
     "chase": range(1, 5),
     "arith": range(1, 5),
@@ -50,7 +50,9 @@ FAMILIES: dict[str, range] = {
     "string": range(1, 5),
 }
 """Family -> the k that are asked for, easiest first. Training begins at k=1 in every family; `call` is not asked
-for that, with 27 different programs in all."""
+for that, with 18 different programs in all."""
+TURN = ("chase", "arith", "arith", "call", "string")
+"""The documents of a turn: `arith` twice, since its are half as long as the others'."""
 TEST_SHARE = 10
 """One program in so many is held out."""
 MOST_REPEATED = 200
@@ -122,16 +124,16 @@ def canonical(source: str) -> str:
 
 
 def training_documents(seed: int, programs: int) -> Iterator[str]:
-    """The texts of `programs` programs on the training side, each ending in a newline, families and their k in turn.
+    """The texts of `programs` programs on the training side, each ending in a newline, families as in TURN, k in turn.
 
     Programs that can be checked on the way are so in half of the documents; the others ask at the end, as the held-out
     problems do. More programs with the same seed begin with the same texts.
     """
     rng = random.Random(f"trace/train/{seed}")
     for number in range(programs):
-        turn, place = divmod(number, len(FAMILIES))
+        turn, place = divmod(number, len(TURN))
         if place == 0:
-            order = rng.sample(list(FAMILIES), len(FAMILIES))
+            order = rng.sample(TURN, len(TURN))
         ks = _trained_at(order[place])
         program = _generate_on("train", order[place], ks[turn % len(ks)], rng)
         yield program.document(_safe_checks(program) if rng.randrange(2) else ())
@@ -162,8 +164,6 @@ def _problems(family: str, k: int, count: int, rng: random.Random) -> list[Probl
     repeated = 0
     while len(found) < count:
         program = _generate_on("test", family, k, rng)
-        if not gives_nothing_away(program):
-            continue
         problem = Problem(program, next(query for query in program.queries if query.k == k))
         key = canonical(problem.prompt)
         repeated = repeated + 1 if key in found else 0
