@@ -3,9 +3,9 @@
     for measured in study_scores(found, seed=0):
         print(measured.name, measured.best, measured.level)
 
-A measure is one of a study (held-out bits per byte of each entry of its data, and its suites' metrics) or of evaluation
-runs. "Best" is the loop count with the best value. "Level" is the smallest loop count whose gap to the best one has a 95%
-interval that holds 0: so good that the data do not tell it from the best.
+A measure is one of a study (held-out bits per byte of each entry of its data, and its suites' metrics) or of
+evaluation runs. "Best" is the loop count with the best value. "Level" is the smallest loop count whose gap to the best
+one has a 95% interval that holds 0: so good that the data do not tell it from the best.
 
 The gap of two loop counts is computed on the same documents or problems wherever these are kept (a study's folder has
 the scores of every document, a run directory the verdict on every problem). Where they are not, it is put together from
@@ -23,20 +23,22 @@ from typing import Literal
 from plt_eval.errors import UserError
 from plt_eval.records import MetricRecord
 from plt_eval.store import Run, open_run
-from plt_eval.study.records import STUDY, Study, Variant, read_study
+from plt_eval.study.records import STUDY, HeldOutRecord, Study, Variant, read_study
 
 HEADLINE = 0
 """Slashes in the name of a metric that speaks of a whole suite; a part of it has more."""
 
-How = Literal["itself", "same documents", "same problems", "from the differences to the first", "from the two intervals"]
+How = Literal[
+    "itself", "same documents", "same problems", "from the differences to the first", "from the two intervals"
+]
 
 HOW_TEXT: dict[str, str] = {
     "itself": "the best one itself",
     "same documents": "paired: both on the same documents, bootstrap over documents or packages",
     "same problems": "paired: both on the same problems, bootstrap over problems",
-    "from the differences to the first": "from each one's paired difference to the first loop count, half widths added in "
-    "quadrature",
-    "from the two intervals": "from the two intervals, as if the models had met different problems (wider than a paired one)",
+    "from the differences to the first": "from each one's paired difference to the first loop count, squares of the half "
+    "widths added",
+    "from the two intervals": "from the two intervals, as if the models had met different problems: wider than paired",
 }
 
 
@@ -73,8 +75,8 @@ class Gap:
 class Measured:
     """One measure at several loop counts, each the model trained for it (or one model run at it).
 
-    `unit` is "bits per byte" (lower is better) or "share" (of problems, 0..1, higher is better). `headline` is False for
-    a part of a suite's metric: shown, but no verdict is built on it. `seed` is that of the training, where known.
+    `unit` is "bits per byte" (lower is better) or "share" (of problems, 0..1, higher is better). `headline` is False
+    for a part of a suite's metric: shown, but no verdict is built on it. `seed` is the training's, where known.
     """
 
     name: str
@@ -190,7 +192,7 @@ def _heldout(found: FoundStudy, variants: Sequence[Variant], entry: str, source:
 
 
 def _heldout_gap(
-    found: FoundStudy, entry: str, seed: int, score: Score, records: Mapping[int, object], best: int
+    found: FoundStudy, entry: str, seed: int, score: Score, records: Mapping[int, HeldOutRecord], best: int
 ) -> Gap:
     if score.loops == best:
         return Gap(best, 0.0, 0.0, 0.0, "itself")
@@ -201,7 +203,7 @@ def _heldout_gap(
     if mine is not None and other is not None:
         return _combined(mine, other, "from the differences to the first")
     record = records[best]
-    top = Score(best, record.bits_per_byte, record.low, record.high, record.units)  # type: ignore[attr-defined]
+    top = Score(best, record.bits_per_byte, record.low, record.high, record.units)
     return _combined(score, top, "from the two intervals")
 
 
@@ -298,9 +300,7 @@ def _problem_values(run: Run | None, suite: str, name: str, record: MetricRecord
     return values if same else None
 
 
-def _share_gap(
-    score: Score, scores: Sequence[Score], best: int, values: Mapping[int, dict[str, float] | None]
-) -> Gap:
+def _share_gap(score: Score, scores: Sequence[Score], best: int, values: Mapping[int, dict[str, float] | None]) -> Gap:
     if score.loops == best:
         return Gap(best, 0.0, 0.0, 0.0, "itself")
     mine, top = values[score.loops], values[best]
