@@ -1,6 +1,7 @@
 """Open a model folder whose code comes with it, as on the hub: config.json's auto_map names the files.
 
-model = load_remote(folder, {"total_ut_steps": 3}, dtype=None, device="cpu", trust_remote_code=True)
+config = remote_config(folder, trust_remote_code=True)
+model = load_remote(folder, config, dtype=None, device="cpu")
 
 Such code runs on this machine with all rights of the user, so it is run only where that was asked for. It was written
 for some version of transformers, not always for this one: whatever it raises becomes one line.
@@ -8,7 +9,8 @@ for some version of transformers, not always for this one: whatever it raises be
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from plt_model.loading import config_values, one_line
 
@@ -24,38 +27,41 @@ class AdapterError(ValueError):
     """A model folder that no adapter can open; the message is one line: the folder, what was found, what to do."""
 
 
-def load_remote(
-    folder: Path,
-    settings: Mapping[str, Any],
-    *,
-    dtype: torch.dtype | None,
-    device: str | torch.device,
-    trust_remote_code: bool,
-) -> Any:
-    """The causal language model of a folder, in evaluation mode. `settings` replace what config.json says; `dtype` None
-    is the checkpoint's own. Raises AdapterError: not trusted, code that does not run here, weights that do not fit."""
+def remote_config(folder: Path, *, trust_remote_code: bool) -> Any:
+    """The configuration of a folder, by its own code. Raises AdapterError: not trusted, or not to be run here."""
     kind = config_values(folder).get("model_type")
     if not trust_remote_code:
         raise AdapterError(
             f"{folder}: a model of type {kind!r} runs code from its own folder: read it, then pass --trust-remote-code "
             "(trust_remote_code=True in Python)"
         )
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
-        for name, value in settings.items():
-            setattr(config, name, value)
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+    with _named(folder):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=True)
+
+
+def load_remote(folder: Path, config: Any, *, dtype: torch.dtype | None, device: str | torch.device) -> Any:
+    """The causal language model of a folder that is trusted, in evaluation mode. config: as it is to run. dtype: None
+    is the checkpoint's own. Raises AdapterError: code that does not run here, weights that do not fit."""
+    with _named(folder):
+        model, info = AutoModelForCausalLM.from_pretrained(
             folder, config=config, trust_remote_code=True, dtype=dtype or "auto", output_loading_info=True
         )
-    except Exception as failed:  # code of others: it may raise anything
-        raise AdapterError(
-            f"{folder}: its code or weights cannot be loaded with transformers {transformers.__version__} "
-            f"({type(failed).__name__}: {one_line(failed)})"
-        ) from failed
     missing = sorted(info["missing_keys"])
     if missing:
         raise AdapterError(f"{folder}: {len(missing)} tensors are missing from the weights, the first is {missing[0]}")
     return model.to(device).eval()
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """Code of others may raise anything: whatever it is becomes one line that names the folder."""
+    try:
+        yield
+    except Exception as failed:
+        raise AdapterError(
+            f"{folder}: its code or weights cannot be loaded with transformers {transformers.__version__} "
+            f"({type(failed).__name__}: {one_line(failed)})"
+        ) from failed
 
 
 def require(model: nn.Module, names: tuple[str, ...], family: str) -> None:

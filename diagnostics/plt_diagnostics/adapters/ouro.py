@@ -24,10 +24,8 @@ import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from plt_model.loading import config_values
-
 from .hooks import Calls, Capture, heads
-from .hub import AdapterError, load_remote, require
+from .hub import AdapterError, load_remote, remote_config, require
 from .protocol import Branch, LoopBranches, LoopRun, Shape, State, right_padded
 
 KEEP_BYTES = 512 * 2**20
@@ -60,9 +58,11 @@ def open_ouro(
         raise AdapterError(f"loop_mode is {loop_mode!r}: an ouro model runs its loops in one way, so leave it unset")
     if loops is not None and loops < 1:
         raise AdapterError(f"loops is {loops}: expected at least 1")
-    settings = {} if loops is None else {"total_ut_steps": loops}
-    model = load_remote(folder, settings, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    trained = config_values(folder).get("total_ut_steps")
+    config = remote_config(folder, trust_remote_code=trust_remote_code)
+    trained = getattr(config, "total_ut_steps", None)
+    if loops is not None:
+        config.total_ut_steps = loops
+    model = load_remote(folder, config, dtype=dtype, device=device)
     if loops is not None and isinstance(trained, int) and loops > trained:
         warnings.warn(
             f"running {loops} loops on a checkpoint made for {trained}: none was trained beyond", stacklevel=3
