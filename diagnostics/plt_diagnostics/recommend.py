@@ -16,6 +16,10 @@ The rule, for each extra loop r = 2..R (docs/recommendation.md says why):
 4. The recommendation is the last loop up to which each extra loop earned its place: walk from loop 2 while they do.
    The first that did not ends the walk: run the loops before it. The first that is undecided ends it without an
    answer, with the loops before it as what is safe to say. All earned: R, the most that this model was seen to run.
+
+What the loop that the output head was trained on gains cannot be told from one model: what that head reads there is
+better by training alone. So open a model with more loops than you think of running; its last loop can be found wanting,
+but it cannot earn its place.
 """
 
 from __future__ import annotations
@@ -157,7 +161,7 @@ def recommend(
         loops=loops,
         safe=safe,
         measured=evidence.loops,
-        sentence=_sentence(loops, safe, verdicts, evidence),
+        sentence=_sentence(loops, safe, verdicts, evidence, context),
         verdicts=verdicts,
         votes=votes,
         what_would_change=changes,
@@ -287,7 +291,7 @@ def _because(loop: int, outcome: Outcome, voices: Sequence[MechanismVoice]) -> s
 _LABELS: tuple[tuple[Voice, str], ...] = (("for", "for"), ("against", "against"), ("split", "lenses disagree on"))
 
 
-def _sentence(loops: int | None, safe: int, verdicts: Sequence[Verdict], evidence: Evidence) -> str:
+def _sentence(loops: int | None, safe: int, verdicts: Sequence[Verdict], evidence: Evidence, context: Context) -> str:
     read = "" if not isinstance(evidence, Published) else " By value only: the numbers came without intervals."
     if evidence.loops < 2:
         return "Not enough evidence: a model that runs one loop shows nothing of what another would do."
@@ -296,10 +300,20 @@ def _sentence(loops: int | None, safe: int, verdicts: Sequence[Verdict], evidenc
     reached = verdicts[: safe if loops is None or loops < evidence.loops else None]
     because = "; ".join(verdict.sentence for verdict in reached)
     if loops is None:
-        return f"Not enough evidence to go beyond {_answer(safe)} or to stop there: {because}.{read}"
+        advice = _advice(verdicts[safe - 1], context)
+        return f"Not enough evidence to go beyond {_answer(safe)} or to stop there: {because}.{advice}{read}"
     if loops == evidence.loops:
         return f"Run {_answer(loops)}, all that were measured: {because}. More loops may do more.{read}"
     return f"Run {_answer(loops)}: {because}.{read}"
+
+
+def _advice(open_loop: Verdict, context: Context) -> str:
+    if open_loop.loop != context.trained or any(v.credited and v.says == "against" for v in open_loop.voices):
+        return ""
+    return (
+        f" What loop {open_loop.loop} gains cannot be told from what the output head was trained on: "
+        "open a model trained with more loops, or compare scores."
+    )
 
 
 # --- beside an evaluation ----------------------------------------------------------------------------------
