@@ -145,14 +145,19 @@ def _wanted(models: Sequence[str], counts: Mapping[str, tuple[int, int, int]], n
     if not counts:
         return []
     best = max(counts, key=lambda name: counts[name])
-    others = len(counts) - 1
+    others = [name for name in counts if name != best]
     if others:
-        diagnoses, runs, _ = counts[best]
-        notes.append(
-            f"drawn for {best} ({diagnoses} diagnoses, {runs} evaluations); --model chooses another of: "
-            f"{', '.join(name for name in counts if name != best)}"
-        )
+        what = zip(counts[best], ("diagnosis", "evaluation", "study"), strict=True)
+        found = ", ".join(_number(number, kind) for number, kind in what if number)
+        more = f" and {len(others) - 6} more" if len(others) > 6 else ""
+        notes.append(f"drawn for {best} ({found}); --model chooses another: {', '.join(others[:6])}{more}")
     return [best]
+
+
+def _number(count: int, thing: str) -> str:
+    """As in "4 diagnoses"."""
+    plurals = {"diagnosis": "diagnoses", "evaluation": "evaluations", "study": "studies"}
+    return f"{count} {thing if count == 1 else plurals[thing]}"
 
 
 # --- what compares ------------------------------------------------------------------------------------
@@ -174,7 +179,7 @@ def _comparable_diagnoses(diagnoses: Sequence[Diagnosis], notes: list[str]) -> d
 
 
 def comparable_runs(runs: Sequence[Run], notes: list[str]) -> dict[str, dict[int, Run]]:
-    """By suite and loop count, those of `runs` that differ in the loop count alone; what is left out goes to `notes`."""
+    """By suite and loop count, those of `runs` that differ in the loop count alone; `notes` gets what is left out."""
 
     def same(run: Run) -> Hashable:
         mine = run.manifest.identity
@@ -210,7 +215,7 @@ def _largest(
 ) -> dict[int, _T]:
     """By loop count, the best-ranked items of the set with the most loop counts."""
     groups: dict[Hashable, dict[int, _T]] = defaultdict(dict)
-    for item in sorted(items, key=rank):  # type: ignore[arg-type]
+    for item in sorted(items, key=rank):
         groups[same(item)][loops(item)] = item
     if not groups:
         return {}

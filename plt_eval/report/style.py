@@ -37,7 +37,7 @@ GAIN, COST = "#0072b2", "#d55e00"
 MAP = "cividis"
 """Colour map of matrices: even in lightness, so it reads the same in grey."""
 
-_SETTINGS: dict[str, Any] = {
+_SETTINGS: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same letters
     "mathtext.fontset": "dejavusans",
     "font.size": 8.0,
@@ -72,7 +72,7 @@ class Look:
 
     colour: str
     marker: str
-    line: str | tuple[int, tuple[float, ...]]
+    line: Any
     hatch: str
 
 

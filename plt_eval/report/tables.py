@@ -9,13 +9,13 @@ The CSV form is long, one number a row, with the columns COLUMNS; `origin` is "o
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from plt_eval.records import MetricRecord
 from plt_eval.report.collect import Selection
 from plt_eval.report.figures.common import NoData, own_rows
 from plt_eval.report.reference import LABEL, published
@@ -54,7 +54,13 @@ SIGNATURES = {
 }
 """The columns of table 3, by measurement."""
 
+MOST_NARROW = 6
+"""Columns up to which a LaTeX table is of ordinary size and width."""
+
 _KINDS = ("instruct", "thinking")
+
+Row = dict[str, Any]
+"""By column of COLUMNS; what it lacks is empty."""
 
 
 @dataclass(frozen=True)
@@ -89,19 +95,24 @@ class PaperTable:
 
     def latex(self) -> str:
         """A table environment that needs no package; published rows are slanted."""
-        lines = ["\\begin{table}", "\\centering", "\\small"]
+        wide = max(len(block.heads) for block in self.blocks) > MOST_NARROW
+        environment = "table*" if wide else "table"
+        size = ["\\scriptsize", "\\setlength{\\tabcolsep}{2pt}"] if wide else ["\\small"]
+        lines = [f"\\begin{{{environment}}}", "\\centering", *size]
         for block in self.blocks:
             style = "\\slshape " if block.origin == "published" else ""
             lines += [f"{{{style}\\begin{{tabular}}{{l{'r' * (len(block.heads) - 1)}}}", "\\hline"]
             lines += [f"\\multicolumn{{{len(block.heads)}}}{{l}}{{\\textbf{{{_tex(block.title)}}}}} \\\\", "\\hline"]
             lines += [_latex_line(block.heads), "\\hline", *(_latex_line(row) for row in block.rows), "\\hline"]
             lines += ["\\end{tabular}}", "\\par\\medskip"]
-        lines += [f"\\caption{{{_tex(self.title)}. {_tex(self.note)}}}", f"\\label{{tab:{self.name}}}", "\\end{table}"]
+        lines += [f"\\caption{{{_tex(self.title)}. {_tex(self.note)}}}", f"\\label{{tab:{self.name}}}"]
+        lines.append(f"\\end{{{environment}}}")
         return "\n".join(lines) + "\n"
 
     def csv(self) -> str:
         """All numbers, one a row."""
-        return self.data.to_csv(index=False, float_format="%.10g", lineterminator="\n")
+        text: str = self.data.to_csv(index=False, float_format="%.10g", lineterminator="\n")
+        return text
 
 
 # --- table 2 ------------------------------------------------------------------------------------------
@@ -115,12 +126,12 @@ def benchmark_table(selection: Selection) -> PaperTable:
     if not own.empty:
         blocks.append(_own_benchmarks(own, selection.name))
     heads = [name for name in BENCHMARKS if (printed["quantity"] == name).any()]
-    rows = [
-        (str(model) if pd.isna(loops) else f"{model}, R={loops}", *_cells(group, heads))
+    named = [
+        (str(model) if pd.isna(loops) else f"{model}, R={loops}", group)
         for (model, loops), group in printed.groupby(["model", "loops"], sort=False, dropna=False)
     ]
     title = "published, arXiv 2606.18023, Table 2 (points; not measured here)"
-    blocks.append(Block("published", title, ("model", *(BENCHMARKS[name] for name in heads)), tuple(rows)))
+    blocks.append(Block("published", title, ("model", *(BENCHMARKS[name] for name in heads)), _body(named, heads)))
     note = "Own values with 95% intervals over problems, documents or packages, or ± the standard deviation over seeds."
     if any("humaneval.plus" in name for name in own["quantity"]):
         note += " The paper's HumanEval+ is humaneval.plus.pass@1 here."
@@ -132,28 +143,28 @@ def benchmark_table(selection: Selection) -> PaperTable:
 def _own_benchmarks(own: pd.DataFrame, name: str) -> Block:
     heads = list(dict.fromkeys(own["quantity"]))
     units = own.drop_duplicates("quantity").set_index("quantity")["unit"]
-    rows = [(f"R={loops}", *_cells(group, heads)) for loops, group in own.groupby("loops")]
+    named = [(f"R={loops}", group) for loops, group in own.groupby("loops")]
     titles = tuple(f"{head} (%)" if units[head] == "percent" else head for head in heads)
-    return Block("own", f"own: {name}", ("loops", *titles), tuple(rows))
+    return Block("own", f"own: {name}", ("loops", *titles), _body(named, heads))
 
 
-def _run_rows(selection: Selection) -> Iterable[dict[str, object]]:
+def _run_rows(selection: Selection) -> Iterable[Row]:
     for by_loops in selection.runs.values():
-        for loops, run in by_loops.items():
-            metrics = run.metrics()
-            assert metrics is not None, "collect() takes runs with metrics only"
-            for name, metric in metrics.metrics.items():
-                if name.count("/") <= DEEPEST_COLUMN:
-                    yield _metric_row(run, selection.name, loops, name, metric)
+        for run in by_loops.values():
+            yield from _metric_rows(run, selection.name)
 
 
-def _metric_row(run: Run, model: str, loops: int, name: str, metric: MetricRecord) -> dict[str, object]:
-    numbers = {"value": 100 * metric.value, "low": 100 * metric.low, "high": 100 * metric.high, "n": metric.n}
-    what = {"source": run.manifest.run_id, "model": model, "loops": loops, "quantity": name, "unit": "percent"}
-    return {"origin": "own", **what, **numbers}
+def _metric_rows(run: Run, model: str) -> Iterable[Row]:
+    """The metrics of a run, in percent; parts of parts are left to `plt-eval show`."""
+    whose = {"origin": "own", "source": run.manifest.run_id, "model": model, "loops": run.manifest.identity.loops}
+    metrics = run.metrics()
+    for name, metric in metrics.metrics.items() if metrics is not None else ():
+        if name.count("/") <= DEEPEST_COLUMN:
+            numbers = {"value": 100 * metric.value, "low": 100 * metric.low, "high": 100 * metric.high, "n": metric.n}
+            yield {**whose, "quantity": name, "unit": "percent", **numbers}
 
 
-def _study_rows(selection: Selection) -> Iterable[dict[str, object]]:
+def _study_rows(selection: Selection) -> Iterable[Row]:
     """Held-out text, and the suites that no evaluation run speaks of; nothing if the study's weights are others."""
     found = selection.study
     if found is None or not _same_weights(found, selection):
@@ -219,11 +230,8 @@ def _states(rows: pd.DataFrame) -> str:
 
 
 def _signatures(rows: pd.DataFrame, origin: str, title: str) -> Block:
-    found = [
-        (f"R={loops}, r={loop}", *_cells(group, list(SIGNATURES)))
-        for (loops, loop), group in rows.groupby(["loops", "loop"])
-    ]
-    return Block(origin, title, ("loop", *SIGNATURES.values()), tuple(found))
+    named = [(f"R={loops}, r={loop}", group) for (loops, loop), group in rows.groupby(["loops", "loop"])]
+    return Block(origin, title, ("loop", *SIGNATURES.values()), _body(named, list(SIGNATURES)))
 
 
 # --- table 4 ------------------------------------------------------------------------------------------
@@ -232,50 +240,48 @@ def _signatures(rows: pd.DataFrame, origin: str, title: str) -> Block:
 def thinking_table(selection: Selection) -> PaperTable:
     """Table 4: an instruct model against the thinking model of the same name, on suites that both were evaluated on at
     the same loop count. The own pairs are of all evaluations: model names that differ in these words alone."""
-    rows = list(_thinking_rows(selection.every_run))
-    own = _frame(rows)
-    blocks = [_pair_block(group, str(model)) for model, group in own.groupby("model")] if rows else []
+    own = _frame(_thinking_rows(selection.every_run))
     printed = _published("table4")
-    heads = list(dict.fromkeys(printed["quantity"]))
-    cells = {kind: _cells(printed[printed["model"].str.endswith(kind)], heads) for kind in _KINDS}
-    body = tuple((BENCHMARKS[name], *(cells[kind][at] for kind in _KINDS)) for at, name in enumerate(heads))
     title = f"{LABEL}, R=2, arXiv 2606.18023, Table 4 (points; not measured here)"
-    blocks.append(Block("published", title, ("benchmark", *_KINDS), body))
-    missing = (
-        None if rows else "no two models named alike but for `instruct` and `thinking` were evaluated on one suite"
-    )
-    note = "Own values with 95% intervals over problems." if rows else f"There are no own numbers: {missing}."
+    names = list(dict.fromkeys(printed["quantity"]))
+    blocks = [*_own_pairs(own), _pair("published", title, printed, {name: BENCHMARKS[name] for name in names})]
+    missing, note = None, "Own values with 95% intervals over problems."
+    if own.empty:
+        missing = "no two models named alike but for `instruct` and `thinking` were evaluated on one suite"
+        note = f"There are no own numbers: {missing}."
     data = pd.concat([own, printed[list(COLUMNS)]], ignore_index=True)
     return PaperTable("table4", "Instruct against thinking", note, tuple(blocks), data, missing)
 
 
-def _thinking_rows(runs: Sequence[Run]) -> Iterable[dict[str, object]]:
+def _thinking_rows(runs: Sequence[Run]) -> Iterable[Row]:
     """The newest run of each kind, of every pair that compares."""
     found: dict[tuple[object, ...], dict[str, Run]] = {}
     for run in runs:
-        identity = run.manifest.identity
-        base, kind = _kind(identity.model)
+        mine = run.manifest.identity
+        base, kind = _kind(mine.model)
         if kind is not None and run.metrics() is not None:
-            same = (
-                base,
-                identity.loops,
-                identity.suite,
-                identity.suite_version,
-                identity.data_sha256,
-                identity.problems,
-            )
+            same = (base, mine.loops, mine.suite, mine.suite_version, mine.data_sha256, mine.problems)
             found.setdefault(same, {})[kind] = run
-    for (base, loops, *_), pair in found.items():
-        if len(pair) < len(_KINDS):
-            continue
-        name = str(base) if loops is None else f"{base}, R={loops}"
-        for kind in _KINDS:
-            metrics = pair[kind].metrics()
-            assert metrics is not None
-            for metric, record in metrics.metrics.items():
-                if "/" not in metric:
-                    row = _metric_row(pair[kind], name, int(str(loops or 0)), metric, record)
-                    yield {**row, "quantity": f"{metric}, {kind}"}
+    for pair in found.values():
+        for run in pair.values() if len(pair) == len(_KINDS) else ():
+            yield from _metric_rows(run, run.manifest.identity.model)
+
+
+def _own_pairs(own: pd.DataFrame) -> Iterable[Block]:
+    bases = own["model"].map(lambda model: _kind(model)[0])
+    for (base, loops), rows in own.groupby([bases, own["loops"]], dropna=False):
+        at = "" if pd.isna(loops) else f", R={loops}"
+        yield _pair("own", f"own: {base}{at} (%)", rows, {name: name for name in dict.fromkeys(rows["quantity"])})
+
+
+def _pair(origin: str, title: str, rows: pd.DataFrame, names: Mapping[str, str]) -> Block:
+    """A line for each quantity of `names`, the two kinds side by side."""
+    kinds = rows.assign(kind=rows["model"].map(lambda model: _kind(model)[1]))
+    named = [
+        (printed, kinds[kinds["quantity"] == quantity].assign(quantity=lambda found: found["kind"]))
+        for quantity, printed in names.items()
+    ]
+    return Block(origin, title, ("benchmark", *_KINDS), _body(named, _KINDS))
 
 
 def _kind(model: str) -> tuple[str, str | None]:
@@ -286,16 +292,10 @@ def _kind(model: str) -> tuple[str, str | None]:
     return (model[: match.start()] + model[match.end() :]).lower(), match[1].lower()
 
 
-def _pair_block(rows: pd.DataFrame, model: str) -> Block:
-    metrics = list(dict.fromkeys(quantity.rpartition(", ")[0] for quantity in rows["quantity"]))
-    body = tuple((metric, *_cells(rows, [f"{metric}, {kind}" for kind in _KINDS])) for metric in metrics)
-    return Block("own", f"own: {model} (%)", ("metric", *_KINDS), body)
-
-
 # --- rows and cells -----------------------------------------------------------------------------------
 
 
-def _frame(rows: Iterable[dict[str, object]]) -> pd.DataFrame:
+def _frame(rows: Iterable[Row]) -> pd.DataFrame:
     """Own rows as a table with the columns COLUMNS."""
     table = pd.DataFrame(list(rows), columns=list(COLUMNS))
     numbers = dict.fromkeys(("value", "low", "high", "spread"), float)
@@ -309,26 +309,33 @@ def _published(name: str) -> pd.DataFrame:
     return rows.astype({"n": "Int64"})[[*COLUMNS, "printed"]]
 
 
-def _cells(rows: pd.DataFrame, quantities: Sequence[str]) -> list[str]:
-    """One cell for each quantity: as printed, or with interval or spread; "-" where there is none."""
-    found = {row["quantity"]: row for row in rows.to_dict("records")}
-    return [_cell(found[name]) if name in found else "-" for name in quantities]
+def _body(groups: Iterable[tuple[str, pd.DataFrame]], quantities: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """One line of cells for each (name, rows), a column for each quantity: as printed, or with interval or spread; "-"
+    where there is none. The cells of a column have equally many decimals."""
+    found = [(name, {row["quantity"]: row for row in rows.to_dict("records")}) for name, rows in groups]
+    columns = []
+    for quantity in quantities:
+        rows = [by_quantity.get(quantity) for _, by_quantity in found]
+        decimals = _decimals([row for row in rows if row is not None])
+        columns.append(["-" if row is None else _cell(row, decimals) for row in rows])
+    return tuple((name, *cells) for (name, _), *cells in zip(found, *columns, strict=True))
 
 
-def _cell(row: dict[str, object]) -> str:
+def _decimals(rows: Sequence[Row]) -> int:
+    """Of own numbers: one for percents, else what gives the smallest about three digits."""
+    if not rows or rows[0]["unit"] == "percent":
+        return 1
+    smallest = min(abs(row["value"]) for row in rows)
+    return 0 if smallest >= 1000 else 1 if smallest >= 10 else 2 if smallest >= 3 else 3
+
+
+def _cell(row: Row, decimals: int) -> str:
     if row["origin"] == "published":
         return str(row["printed"])
-    write = _writer(float(str(row["value"])))
-    value, low, high, spread = (float(str(row[name])) for name in ("value", "low", "high", "spread"))
-    if np.isfinite(spread):
-        return f"{write(value)} ± {write(spread)}"
-    return f"{write(value)} [{write(low)}, {write(high)}]" if np.isfinite(low) else write(value)
-
-
-def _writer(value: float) -> Callable[[float], str]:
-    """As many decimals as give about three digits, so that a value and its interval line up."""
-    decimals = 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
-    return lambda number: f"{number:.{decimals}f}"
+    value, low, high, spread = (f"{row[name]:.{decimals}f}" for name in ("value", "low", "high", "spread"))
+    if np.isfinite(row["spread"]):
+        return f"{value} ± {spread}"
+    return f"{value} [{low}, {high}]" if np.isfinite(row["low"]) else value
 
 
 def _markdown_line(cells: Iterable[str]) -> str:

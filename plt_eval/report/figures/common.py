@@ -56,7 +56,7 @@ def own_rows(
     Raises NoData where no diagnosis has `fewest_loops` loops, or none holds a measurement that is not `optional`.
     """
     if not diagnoses:
-        raise NoData("no diagnosis of it is there")
+        raise NoData("there is no diagnosis of it")
     if max(diagnoses) < fewest_loops:
         raise NoData(f"it needs a diagnosis at {fewest_loops} or more loops; there is R={max(diagnoses)} only")
     frames = [_own(diagnosis, name, measurements) for diagnosis in diagnoses.values()]

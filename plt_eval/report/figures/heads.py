@@ -46,7 +46,7 @@ def prepare_heads(diagnoses: Diagnoses, name: str, *, loops: int | None = None) 
     """The cells and means of figure 4, for `loops` (default: 3 if it was run, else the most): figures.common.COLUMNS,
     and head_i and head_j (NA in the means). Raises NoData."""
     if not diagnoses:
-        raise NoData("no diagnosis of it is there")
+        raise NoData("there is no diagnosis of it")
     shown = paper_loops(list(diagnoses), PAPER_LOOPS) if loops is None else loops
     heads = diagnoses[shown].heads()
     if heads.empty:

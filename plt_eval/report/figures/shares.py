@@ -81,8 +81,8 @@ def draw_shares(data: pd.DataFrame, figure: Canvas | None = None) -> Canvas:
     grid[0].set_ylabel("share of the extra loops (%)")
     grid[0].set_ylim(0, 100)
     headline(figure, f"{name_of(data)}: where refinement concentrates, over {samples_of(data)}")
-    loops = range(2, max(*every, int(printed["loop"].max())) + 1)
-    figure.legend(handles=[_patch(loop) for loop in loops], loc="outside lower center", ncols=len(loops))
+    extra = range(2, max(*every, int(printed["loop"].max())) + 1)
+    figure.legend(handles=[_patch(loop) for loop in extra], loc="outside lower center", ncols=len(extra))
     return figure
 
 
