@@ -35,6 +35,12 @@ def study(
     heldout_tokens: Annotated[
         int | None, typer.Option(min=1, help="Held-out tokens of each data entry (default 200000; --quick: 60000).")
     ] = None,
+    diagnosis_samples: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Held-out texts on which each model's loops are opened; 0: none (default 200; --quick: 64)."
+        ),
+    ] = None,
     context: Annotated[int, typer.Option(min=1, help="Tokens at which KV caches are compared.")] = 4096,
     sandbox: Annotated[SandboxName, typer.Option(help="Where model-written code runs.")] = SandboxName.bubblewrap,
     sandbox_image: Annotated[str | None, typer.Option(help="Image for --sandbox docker.")] = None,
@@ -43,8 +49,8 @@ def study(
     """How many loops? Train a matched family, evaluate it, and print gain against cost.
 
     Builds the recipe's data, trains it at every loop count (and seed), measures held-out bits per byte, suites, step
-    time, memory and KV cache, and writes OUT/study.json and OUT/summary.md. Stopped or killed, the same command goes on
-    where it stood.
+    time, memory and KV cache, opens every loop, and writes OUT/study.json and OUT/summary.md. Stopped or killed, the
+    same command goes on where it stood.
     """
     from plt_eval.study.command import StudyOptions, report_study
 
@@ -58,6 +64,7 @@ def study(
         quick=quick,
         limit=limit,
         heldout_tokens=heldout_tokens,
+        diagnosis_samples=diagnosis_samples,
         context=context,
         sandbox=sandbox.value,
         sandbox_image=sandbox_image,

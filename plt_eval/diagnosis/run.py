@@ -125,8 +125,7 @@ class _OpenedOnce:
 
 
 def _identity(subject: Subject, drawn: Drawn, names: tuple[str, ...], opened: _OpenedOnce) -> DiagnosisIdentity:
-    own = subject.config.get("plt_num_loops")
-    loops = subject.loops or (own if isinstance(own, int) else opened().shape.loops)
+    loops = subject.loops or subject.trained_loops or opened().shape.loops
     return DiagnosisIdentity(
         model=subject.label,
         weights_sha256=subject.weights_sha256,
@@ -154,7 +153,6 @@ def _manifest(
 ) -> DiagnosisManifest:
     """That of a first session."""
     started = now()
-    trained = subject.config.get("plt_num_loops")
     session = Session(
         started=started,
         ended=None,
@@ -172,7 +170,7 @@ def _manifest(
             label=subject.label,
             folder=str(subject.folder),
             family=subject.family,
-            trained_loops=trained if isinstance(trained, int) else None,
+            trained_loops=subject.trained_loops,
             weights_sha256=subject.weights_sha256,
             parameters=subject.parameters(),
         ),

@@ -26,6 +26,9 @@ from plt_eval.errors import UserError
 from plt_eval.models import ResolvedModel, no_such_model
 from plt_model.loading import CheckpointError, check_weights, weights_hash
 
+_LOOPS = ("plt_num_loops", "total_ut_steps")
+"""What families call their loop count in config.json."""
+
 _NOISE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache")
 """Fields of config.json that change nothing of what a loop computes."""
 
@@ -56,16 +59,18 @@ class Subject:
         dtype: str = "auto",
         device: str = "auto",
         trust_remote_code: bool = False,
+        label: str | None = None,
         notify: Callable[[str], None] = print,
     ) -> Subject:
-        """Read what can be read without loading the weights. Raises UserError, CheckpointError."""
+        """Read what can be read without loading the weights. `label` None: the family's, or the folder's own. Raises
+        UserError, CheckpointError."""
         if not model.folder.is_dir():
             raise UserError(f"--model {no_such_model(str(model.folder))}")
         config = _read_config(model.folder)
         where = pick_device(device)
         return cls(
             folder=model.folder,
-            label=model.label if model.family is not None else folder_label(model.folder),
+            label=label or (model.label if model.family is not None else folder_label(model.folder)),
             family=model.family,
             loops=model.loops,
             loop_mode=loop_mode,
@@ -76,6 +81,12 @@ class Subject:
             weights_sha256=weights_hash(model.folder),
             notify=notify,
         )
+
+    @property
+    def trained_loops(self) -> int | None:
+        """The loop count in config.json, which is that of the training; None where there is none."""
+        found = next((self.config[name] for name in _LOOPS if name in self.config), None)
+        return found if isinstance(found, int) else None
 
     @property
     def most_tokens(self) -> int | None:
@@ -91,7 +102,6 @@ class Subject:
     def open(self) -> LoopedModel:
         """Load it; what the model has to say of its loop count goes to `notify`. Raises CheckpointError, UserError."""
         transformers_logging.disable_progress_bar()
-        trusted: dict[str, Any] = {"trust_remote_code": True} if self.trust_remote_code else {}
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always", UserWarning)
             try:
@@ -101,7 +111,7 @@ class Subject:
                     loop_mode=self.loop_mode,
                     dtype=self.dtype,
                     device=self.device,
-                    **trusted,
+                    trust_remote_code=self.trust_remote_code,
                 )
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):

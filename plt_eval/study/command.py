@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plt_eval.errors import UserError
-from plt_eval.study.plan import QUICK, QUICK_HELDOUT_TOKENS, QUICK_LIMIT, StudyPlan
+from plt_eval.study.plan import (
+    DIAGNOSES,
+    DIAGNOSIS_SAMPLES,
+    QUICK,
+    QUICK_DIAGNOSIS_SAMPLES,
+    QUICK_HELDOUT_TOKENS,
+    QUICK_LIMIT,
+    StudyPlan,
+)
 from plt_eval.study.records import SUMMARY
 
 HELDOUT_TOKENS = 200_000
@@ -28,6 +36,7 @@ class StudyOptions:
     quick: bool = False
     limit: int | None = None
     heldout_tokens: int | None = None
+    diagnosis_samples: int | None = None
     context: int = 4096
     sandbox: str = "bubblewrap"
     sandbox_image: str | None = None
@@ -55,6 +64,8 @@ def report_study(options: StudyOptions, *, as_json: bool) -> bool:
 
         output_console().print(study_table(study))
         typer.echo(f"in words and files: {plan.out / SUMMARY}; every sample: plt-eval ls --results {plan.runs}")
+        if any(variant.diagnosis for variant in study.variants):
+            typer.echo(f"every loop: plt-eval ls --results {plan.out / DIAGNOSES}")
     return any(suite.missing for variant in study.variants for suite in variant.suites.values())
 
 
@@ -69,6 +80,7 @@ def make_plan(options: StudyOptions) -> StudyPlan:
         raise UserError("--recipe is missing: give a recipe's file or name, or --quick")
     if options.sandbox_image is not None and options.sandbox != "docker":
         raise UserError(f"--sandbox-image has no effect with --sandbox {options.sandbox}: it belongs to docker")
+    opened = QUICK_DIAGNOSIS_SAMPLES if options.quick else DIAGNOSIS_SAMPLES
     limit, tokens = (QUICK_LIMIT, QUICK_HELDOUT_TOKENS) if options.quick else (None, HELDOUT_TOKENS)
     return StudyPlan(
         recipe=recipe,
@@ -78,6 +90,7 @@ def make_plan(options: StudyOptions) -> StudyPlan:
         suites=tuple(dict.fromkeys(options.suites)) or ("trace",),
         data=options.data,
         limit=limit if options.limit is None else options.limit,
+        diagnosis_samples=opened if options.diagnosis_samples is None else options.diagnosis_samples,
         heldout_tokens=tokens if options.heldout_tokens is None else options.heldout_tokens,
         context=options.context,
         sandbox=options.sandbox,

@@ -7,9 +7,9 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -18,8 +18,9 @@ from plt_benchmarks.registry import get_suite
 from plt_eval.engines.hf import HFEngine
 from plt_eval.heldout import DocumentScores, package_groups, score_documents, summarise
 from plt_eval.journal import write_atomically
+from plt_eval.models import ResolvedModel
 from plt_eval.runner import Settings, run
-from plt_eval.study.plan import StudyPlan
+from plt_eval.study.plan import DIAGNOSES, StudyPlan
 from plt_eval.study.records import CacheRecord, DecodeRecord, HeldOutRecord, SuiteRecord
 from plt_model import PLTCache, PLTConfig, PLTForCausalLM
 from plt_model.training.shards import MANIFEST, TokenData
@@ -189,16 +190,25 @@ def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
 # --- diagnosis ----------------------------------------------------------------------------------------
 
 
-class Diagnose(Protocol):
-    """What `plt_diagnostics.diagnose` must be for a study to call it: measure each loop of the checkpoint `model` on
-    the held-out text of the data folders `data`, write everything below `out`, and do nothing again that is there."""
+def measure_diagnosis(
+    model: Path, label: str, entries: Sequence[Path], plan: StudyPlan, *, sequence_length: int, console: Console
+) -> Path:
+    """Open every loop of the checkpoint `model` on the held-out text of the data folders `entries`, which take turns,
+    or go on with, or just read, the run that did; returns its directory."""
+    from plt_eval.diagnosis.run import Settings as DiagnosisSettings
+    from plt_eval.diagnosis.run import diagnose
+    from plt_eval.diagnosis.samples import draw, open_corpus
+    from plt_eval.diagnosis.subject import Subject
 
-    def __call__(self, model: Path, *, data: Mapping[str, Path], out: Path) -> object: ...
+    def say(message: str) -> None:
+        console.print(message, markup=False, highlight=False, soft_wrap=True)
 
-
-def find_diagnose() -> Diagnose | None:
-    """The installed version's, None when it has none."""
-    import plt_diagnostics
-
-    found: Diagnose | None = getattr(plt_diagnostics, "diagnose", None)
-    return found
+    subject = Subject.of(ResolvedModel(model, label, loops=None), label=label, notify=say)
+    drawn = draw(
+        [open_corpus(str(entry)) for entry in entries],
+        tokenizer=None,
+        samples=plan.diagnosis_samples,
+        sequence_length=sequence_length,
+    )
+    settings = DiagnosisSettings(results=plan.out / DIAGNOSES, command=plan.command)
+    return diagnose(subject, drawn, settings, console=console).diagnosis.path

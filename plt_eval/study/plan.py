@@ -5,6 +5,7 @@ OUT/data/<entry>/                      token data, as `plt-eval data build` writ
 OUT/train/r<R>-s<seed>/                one training; its model in model/
 OUT/heldout/r<R>-s<seed>-<entry>.*     scores of held-out documents, and what they were measured with
 OUT/runs/                              runs of suites, readable by `plt-eval ls --results OUT/runs`
+OUT/diagnosis/                         each model's loops, opened, readable by `plt-eval ls --results OUT/diagnosis`
 """
 
 from __future__ import annotations
@@ -18,18 +19,24 @@ from plt_eval.errors import UserError
 from plt_eval.study.records import STUDY, read_study
 
 LOCK = "lock"
+DIAGNOSES = "diagnosis"
 QUICK = "quick"
 """The recipe of --quick."""
 
-QUICK_LIMIT, QUICK_HELDOUT_TOKENS = 170, 60_000
-"""Its problems a suite and held-out tokens an entry: minutes on two cores for four loop counts."""
+QUICK_LIMIT, QUICK_HELDOUT_TOKENS, QUICK_DIAGNOSIS_SAMPLES = 170, 60_000, 64
+"""Its problems a suite, held-out tokens an entry, and texts to open loops on: minutes on two cores for four loop
+counts."""
+
+DIAGNOSIS_SAMPLES = 200
+"""Texts on which each model's loops are opened."""
 
 
 @dataclass(frozen=True)
 class StudyPlan:
     """`recipe` is a file or a bundled name, `loops` and `seeds` what it is trained at (None: the recipe's own seed).
     `limit` takes the first so many problems of each suite (None: all), `heldout_tokens` at most as many held-out tokens
-    of each entry; `context` is the length at which caches are compared, in tokens; `data` None is OUT/data."""
+    of each entry; `diagnosis_samples` is the number of held-out texts on which each model's loops are opened (0: they
+    are not); `context` is the length at which caches are compared, in tokens; `data` None is OUT/data."""
 
     recipe: str
     out: Path
@@ -39,6 +46,7 @@ class StudyPlan:
     data: Path | None = None
     limit: int | None = None
     heldout_tokens: int = 200_000
+    diagnosis_samples: int = DIAGNOSIS_SAMPLES
     context: int = 4096
     sandbox: str = "bubblewrap"
     sandbox_image: str | None = None

@@ -90,7 +90,7 @@ class DecodeRecord(Record):
 
 class Variant(Record):
     """One trained model and everything measured on it. `heldout` is by entry of the recipe's data, `suites` by suite.
-    `diagnosis` is the folder of its per-loop measurements, None where this version cannot make them."""
+    `diagnosis` is the run directory of its per-loop measurements, None where there are none."""
 
     loops: int
     seed: int
@@ -159,6 +159,8 @@ class Study(Record):
     suites: tuple[str, ...]
     limit: int | None
     heldout_tokens: int
+    diagnosis_samples: int | None = None
+    """Held-out texts on which each model's loops were opened; 0: none, None: written by a version that could not."""
     context: int
     data: str
     started: datetime

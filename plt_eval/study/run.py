@@ -91,13 +91,10 @@ class _StudySession:
         if self.earlier is None or self.earlier.status == "running":
             self._save("running")  # a complete one is not touched before there is something new
         self._build_data()
-        diagnose = measure.find_diagnose()
-        if diagnose is None:
-            self._say("diagnosis: not available in this version")
         for loops in self.plan.loops:
             for seed in self.seeds:
                 training = self._train(loops, seed)
-                self.variants.append(self._measure(loops, seed, training, diagnose))
+                self.variants.append(self._measure(loops, seed, training))
                 self._save("running")
                 _free_memory()
         return self._save("complete")
@@ -125,7 +122,7 @@ class _StudySession:
         self._say(f"r{loops}-s{seed}: {what}")
         return train(self.recipe, loops=loops, data=self.plan.data_folder, out=out, seed=seed, console=self.console)
 
-    def _measure(self, loops: int, seed: int, training: Any, diagnose: measure.Diagnose | None) -> Variant:
+    def _measure(self, loops: int, seed: int, training: Any) -> Variant:
         name, plan = f"r{loops}-s{seed}", self.plan
         self._say(f"{name}: measuring")
         model = Path(training.model)
@@ -156,16 +153,20 @@ class _StudySession:
             decode=decode,
             heldout=heldout,
             suites=suites,
-            diagnosis=self._diagnose(name, model, diagnose),
+            diagnosis=self._diagnose(name, model),
         )
 
-    def _diagnose(self, name: str, model: Path, diagnose: measure.Diagnose | None) -> str | None:
-        if diagnose is None:
+    def _diagnose(self, name: str, model: Path) -> str | None:
+        """The run directory; None where it is not asked for, or nothing was held out."""
+        if not self.plan.diagnosis_samples or not self.heldout:
             return None
-        out = self.plan.out / "diagnosis" / name
-        self._say(f"{name}: diagnosis")
-        diagnose(model, data={entry.name: self.plan.data_folder / entry.name for entry in self.recipe.data}, out=out)
-        return _relative(out, self.plan.out)
+        self._say(f"{name}: opening its loops")
+        entries = [self.plan.data_folder / entry for entry in self.heldout]
+        length, label = self.recipe.sequence_length, f"{self.recipe.name}:{name}"
+        found = measure.measure_diagnosis(
+            model, label, entries, self.plan, sequence_length=length, console=self.console
+        )
+        return _relative(found, self.plan.out)
 
     def _cache_dtype(self) -> torch.dtype:
         """That in which the recipe saves the model, and so the one that it is served in."""
@@ -188,6 +189,7 @@ class _StudySession:
             "suites": plan.suites,
             "limit": plan.limit,
             "heldout_tokens": plan.heldout_tokens,
+            "diagnosis_samples": plan.diagnosis_samples,
             "context": plan.context,
             "data": _relative(plan.data_folder, plan.out),
         }

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,15 @@ import pytest
 import torch
 from rich.console import Console
 
-import plt_diagnostics
 from plt_eval.cli.main import main
+from plt_eval.diagnosis.store import list_diagnoses, open_diagnosis
 from plt_eval.errors import UserError
 from plt_eval.heldout import DocumentScores, bits_per_byte
 from plt_eval.records import MetricRecord
 from plt_eval.store import list_runs
 from plt_eval.study import measure, run
 from plt_eval.study.command import StudyOptions, make_plan, parse_seeds
-from plt_eval.study.plan import StudyPlan, held
+from plt_eval.study.plan import DIAGNOSES, StudyPlan, held
 from plt_eval.study.records import (
     SUMMARY,
     CacheRecord,
@@ -78,7 +79,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan(recipe: Path, out: Path, **changes: Any) -> StudyPlan:
-    return StudyPlan(**{"recipe": str(recipe), "out": out, "loops": (1, 2), "limit": 9, "context": 50, **changes})
+    small = {"loops": (1, 2), "limit": 9, "context": 50, "diagnosis_samples": 20}
+    return StudyPlan(**{"recipe": str(recipe), "out": out, **small, **changes})
 
 
 def console() -> Console:
@@ -176,6 +178,7 @@ STOPS = [
     ("plt_eval.study.measure.measure_heldout", 3),
     ("plt_eval.study.measure.measure_suites", 0),
     ("plt_eval.study.measure.measure_cache", 1),
+    ("plt_eval.study.measure.measure_diagnosis", 1),
 ]
 
 
@@ -449,11 +452,13 @@ def test_the_command(
 ) -> None:
     whole, study = finished
     cli, common = Cli(capsys), ("--recipe", recipe, "--out", whole.out, "--loops", "1-2", "--limit", "9")
+    common += ("--diagnosis-samples", "20")
     code, out, err = cli(*common, "--context", "50")
     assert (code, "complete already" in err) == (0, True)
     assert "words: held-out bits per byte" in out
     assert f"{study.summary[1].heldout['words'].bits_per_byte.value:.4f}" in out
     assert f"plt-eval ls --results {whole.runs}" in out
+    assert f"plt-eval ls --results {whole.out / DIAGNOSES}" in out
     assert json.loads(cli(*common, "--context", "50", "--json")[1]) == json.loads(study.model_dump_json())
     assert "no such file or bundled recipe" in cli("--recipe", "no/where.yaml", "--out", tmp_path / "x")[2]
     assert "unknown suite 'trcae'" in cli("--recipe", recipe, "--out", tmp_path / "x", "--suite", "trcae")[2]
@@ -570,30 +575,34 @@ def test_tied_tables_count_once() -> None:
     assert (counts[0][1], counts[1][1]) == (800, 1600)
 
 
-def test_a_version_without_diagnosis_says_so(
-    finished: tuple[StudyPlan, Study], recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delattr(plt_diagnostics, "diagnose", raising=False)
-    said = Console(record=True, width=200)
-    study = run_study(plan(recipe, tmp_path / "out", data=finished[0].data_folder, loops=(1,), suites=()), said)
-    assert "diagnosis: not available in this version" in said.export_text()
-    assert study.variants[0].diagnosis is None
+def test_every_models_loops_are_opened_on_the_studys_held_out_text(finished: tuple[StudyPlan, Study]) -> None:
+    whole, study = finished
+    found = list_diagnoses(whole.out / DIAGNOSES)
+    assert [variant.diagnosis for variant in study.variants] == [f"diagnosis/{one.path.name}" for one in found]
+    assert study.diagnosis_samples == 20
+    for variant, one in zip(study.variants, found, strict=True):
+        manifest = open_diagnosis(whole.out / str(variant.diagnosis)).manifest
+        assert manifest == one.manifest
+        assert manifest.status == "complete"
+        assert (manifest.loops, manifest.total, manifest.model.label) == (variant.loops, 20, f"minute:{variant.name}")
+        assert manifest.model.weights_sha256 == variant.weights_sha256
+        assert manifest.data.sequence_length == 32
+        entries = [sample.id.partition(":")[0] for sample in one.samples()]
+        assert entries == ["words", "trace"] * 10, "both entries, in turns"
+    first, second = ([sample.sha256 for sample in one.samples()] for one in found)
+    assert first == second, "the models meet the same texts"
 
 
-def test_diagnosis_is_asked_for_where_there_is_one(
-    finished: tuple[StudyPlan, Study], recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def diagnose(model: Path, *, data: dict[str, Path], out: Path) -> None:
-        assert sorted(data) == ["trace", "words"]
-        assert all((folder / "manifest.json").is_file() for folder in data.values())
-        out.mkdir(parents=True)
-        (out / "loops.txt").write_text(str(load_model(model).config.plt_num_loops))
-
-    monkeypatch.setattr(plt_diagnostics, "diagnose", diagnose, raising=False)
-    mine = plan(recipe, tmp_path / "out", data=finished[0].data_folder, loops=(2,), suites=())
+def test_loops_can_be_left_unopened(finished: tuple[StudyPlan, Study], recipe: Path, tmp_path: Path) -> None:
+    mine = plan(
+        recipe, tmp_path / "out", data=finished[0].data_folder, loops=(1,), suites=(), diagnosis_samples=0
+    )  # fmt: skip
     (variant,) = run_study(mine, console()).variants
-    assert variant.diagnosis == "diagnosis/r2-s0"
-    assert (mine.out / variant.diagnosis / "loops.txt").read_text() == "2"
+    assert variant.diagnosis is None
+    assert not (mine.out / DIAGNOSES).exists()
+    again = run_study(replace(mine, diagnosis_samples=4), console())
+    assert again.variants[0].diagnosis is not None, "what was complete without them goes on for them"
+    assert again.variants[0].training == variant.training
 
 
 # --- summing up ---------------------------------------------------------------------------------------------
