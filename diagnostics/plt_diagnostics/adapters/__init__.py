@@ -52,8 +52,8 @@ def open_model(
 
     loops, loop_mode, dtype: default to the checkpoint's own. trust_remote_code: code that comes with the folder may be
     run; families that need none (plt) do not look at it.
-    Raises AdapterError for a family without an adapter or a model that does not fit it, and
-    plt_model.loading.CheckpointError for a folder that cannot be read: both ValueErrors of one line.
+    Raises plt_model.loading.CheckpointError for a folder that cannot be read, and AdapterError, which is one, for a
+    family without an adapter or a model that does not fit it: ValueErrors of one line.
     """
     kind = config_values(folder).get("model_type")
     opener = FAMILIES.get(kind) if isinstance(kind, str) else None

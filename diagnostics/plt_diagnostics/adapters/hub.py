@@ -20,11 +20,11 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from plt_model.loading import config_values, one_line
+from plt_model.loading import CheckpointError, config_values, one_line
 
 
-class AdapterError(ValueError):
-    """A model folder that no adapter can open; the message is one line: the folder, what was found, what to do."""
+class AdapterError(CheckpointError):
+    """A model that no adapter can open or run; the message is one line: the model, what was found, what to do."""
 
 
 def remote_config(folder: Path, *, trust_remote_code: bool) -> Any:
@@ -35,14 +35,14 @@ def remote_config(folder: Path, *, trust_remote_code: bool) -> Any:
             f"{folder}: a model of type {kind!r} runs code from its own folder: read it, then pass --trust-remote-code "
             "(trust_remote_code=True in Python)"
         )
-    with _named(folder):
+    with one_line_errors(str(folder)):
         return AutoConfig.from_pretrained(folder, trust_remote_code=True)
 
 
 def load_remote(folder: Path, config: Any, *, dtype: torch.dtype | None, device: str | torch.device) -> Any:
     """The causal language model of a folder that is trusted, in evaluation mode. config: as it is to run. dtype: None
     is the checkpoint's own. Raises AdapterError: code that does not run here, weights that do not fit."""
-    with _named(folder):
+    with one_line_errors(str(folder)):
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, config=config, trust_remote_code=True, dtype=dtype or "auto", output_loading_info=True
         )
@@ -53,13 +53,18 @@ def load_remote(folder: Path, config: Any, *, dtype: torch.dtype | None, device:
 
 
 @contextmanager
-def _named(folder: Path) -> Iterator[None]:
-    """Code of others may raise anything: whatever it is becomes one line that names the folder."""
+def one_line_errors(
+    name: str, besides: tuple[type[Exception], ...] = (MemoryError, torch.OutOfMemoryError)
+) -> Iterator[None]:
+    """Around code of others, which may raise anything: an AdapterError that begins with `name`. Errors `besides` are
+    left as they are: a lack of memory, at least, is for the caller to meet."""
     try:
         yield
+    except besides:
+        raise
     except Exception as failed:
         raise AdapterError(
-            f"{folder}: its code or weights cannot be loaded with transformers {transformers.__version__} "
+            f"{name}: its code or weights do not work with transformers {transformers.__version__} "
             f"({type(failed).__name__}: {one_line(failed)})"
         ) from failed
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from .hooks import Calls, Capture, heads
-from .hub import AdapterError, load_remote, remote_config, require
+from .hub import AdapterError, load_remote, one_line_errors, remote_config, require
 from .protocol import Branch, LoopBranches, LoopRun, Shape, State, right_padded
 
 KEEP_BYTES = 512 * 2**20
@@ -116,6 +116,8 @@ class OuroAdapter:
             Calls([self.base.norm], inputs=True) as norm,
             Capture([self.base], ("embed_tokens", "rotary_emb")) as once,
             Capture(self._attentions if keep else [], PROJECTIONS) as capture,
+            # On a CPU a RuntimeError is how torch says that memory ran out.
+            one_line_errors(type(self.model).__name__, besides=(MemoryError, RuntimeError)),
         ):
             self.base(input_ids=ids_BS, attention_mask=key_mask, use_cache=False)
         raw = norm.inputs[0]
