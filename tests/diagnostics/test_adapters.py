@@ -6,6 +6,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import pandas as pd
 import pytest
 import torch
 from foreign.checkpoint import write_ouro
-from torch import Tensor
+from torch import Tensor, nn
 
 from plt_diagnostics import MEASUREMENTS, measure, open_model
 from plt_diagnostics.adapters import FAMILIES
+from plt_diagnostics.adapters.hooks import Calls, Capture, heads
 from plt_diagnostics.adapters.ouro import OuroAdapter
 from plt_diagnostics.adapters.plt import PLTAdapter
 from plt_diagnostics.adapters.protocol import LoopedModel, LoopRun, right_padded
@@ -165,6 +167,63 @@ def test_right_padding_is_told_from_the_rest() -> None:
     answers = {padding: right_padded(batch(padding)[1]) for padding in PADDINGS}
     assert answers == {"none": True, "right": True, "left": False}
     assert not right_padded(torch.tensor([[True, False, True]]))
+
+
+# --- hooks ---
+
+
+class Layer(nn.Module):
+    """Called in the ways that layers of transformers are: the state by place or by name, alone or first of a tuple."""
+
+    def __init__(self, as_tuple: bool) -> None:
+        super().__init__()
+        self.as_tuple = as_tuple
+        self.q_proj = nn.Linear(6, 6)
+
+    def forward(self, hidden_states: Tensor, shift: Tensor, *, scale: float = 1.0) -> Tensor | tuple[Tensor, str]:
+        y = self.q_proj(hidden_states) * scale + shift
+        return (y, "weights") if self.as_tuple else y
+
+
+@pytest.mark.parametrize("as_tuple", [False, True], ids=["tensor", "tuple"])
+def test_a_call_can_be_made_again_on_another_input(as_tuple: bool) -> None:
+    layer, x, other = Layer(as_tuple), torch.randn(2, 6), torch.randn(2, 6)
+    with Calls([layer]) as calls:
+        layer(x, torch.tensor(3.0), scale=2.0)
+        layer(hidden_states=x, shift=torch.tensor(5.0))
+    layer(x, torch.tensor(7.0))
+    assert torch.equal(calls.again(0, 0, other), layer.q_proj(other) * 2 + 3)
+    assert torch.equal(calls.again(0, 1, other), layer.q_proj(other) + 5)
+    assert calls.inputs == [[]], "inputs are large: kept on demand only"
+    with pytest.raises(IndexError):
+        calls.again(0, 2, other)
+
+
+def test_inputs_are_kept_on_demand() -> None:
+    layer, x = Layer(False), torch.randn(2, 6)
+    with Calls([layer], inputs=True) as calls:
+        layer(x, torch.tensor(3.0))
+    assert calls.inputs == [[x]]
+
+
+def test_capture_keeps_what_parts_put_out_while_it_is_open() -> None:
+    layers, x = [Layer(False), Layer(False)], torch.randn(2, 6)
+    with suppress(ZeroDivisionError), Capture(layers, ("q_proj",)) as capture:
+        layers[1](x, torch.tensor(0.0))
+        layers[1](2 * x, torch.tensor(0.0))
+        raise ZeroDivisionError
+    layers[1](3 * x, torch.tensor(0.0))
+    assert capture.take(0, "q_proj") == []
+    first, second = capture.take(1, "q_proj")
+    assert torch.equal(first, layers[1].q_proj(x))
+    assert torch.equal(second, layers[1].q_proj(2 * x))
+    assert capture.take(1, "q_proj") == [], "taken once"
+
+
+def test_heads_are_split_as_attention_splits_them() -> None:
+    x = torch.arange(2 * 3 * 8).view(2, 3, 8)
+    assert heads(x, 4).shape == (2, 2, 3, 4)
+    assert torch.equal(heads(x, 4)[1, 1, 2], x[1, 2, 4:])
 
 
 # --- the Parallel Loop Transformer ---
@@ -421,6 +480,18 @@ def test_every_measurement_is_made_of_ouro_or_is_absent(ouro: Path, loops: int) 
     assert rows["value"].notna().all()
     assert not rows["nonfinite"].any()
     assert set(rows["loop"]) == set(range(1, loops + 1))
+
+
+def test_ouro_in_bfloat16_is_measured_in_float32(ouro: Path) -> None:
+    """States are rounded; what is made of them is not rounded again, so entropies are near those of full precision."""
+    ids, mask = batch("left")
+    narrow = open_model(ouro, dtype=torch.bfloat16, trust_remote_code=True)
+    assert narrow.dtype == torch.bfloat16
+    names = ["attention_entropy", "output_entropy", "step_size"]
+    tables = [table(model, ids, mask, names) for model in (narrow, opened(ouro))]
+    rounded, exact = (t.groupby(["measurement", "variant", "loop"], observed=True)["value"].mean() for t in tables)
+    assert not tables[0]["nonfinite"].any()
+    pd.testing.assert_series_equal(rounded, exact, rtol=0.1)
 
 
 @pytest.mark.parametrize("variety", VARIETIES)
