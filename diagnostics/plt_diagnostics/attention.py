@@ -47,9 +47,10 @@ class Distribution:
         return -_dot(self.p, self.log_p)
 
     def kl(self, reference: Distribution) -> Tensor:
-        """KL(self || reference) in nats -> [B, H, n]; the reference sees all that this one sees."""
+        """KL(self || reference) in nats -> [B, H, n]; the reference sees all that this one sees. What rounding leaves
+        below 0 is 0."""
         columns = slice(self.start - reference.start, self.start - reference.start + self.p.shape[-1])
-        return _dot(self.p, self.log_p - reference.log_p[..., columns])
+        return _dot(self.p, self.log_p - reference.log_p[..., columns]).clamp_min(0)
 
 
 @dataclass(frozen=True)
