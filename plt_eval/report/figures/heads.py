@@ -125,7 +125,7 @@ def _label_cells(axes: Axes, matrix: npt.NDArray[np.float64], lowest: float) -> 
     if size > MOST_NUMBERED:
         return
     for (row, column), value in np.ndenumerate(matrix):
-        light = value > lowest + 0.55 * (1 - lowest)
+        light = value > lowest + 0.46 * (1 - lowest)
         axes.text(
             column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color="black" if light else "white"
         )

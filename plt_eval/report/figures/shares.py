@@ -36,6 +36,8 @@ LENSES = {
 """By measurement: the bar's label. Values are in percent."""
 
 FEWEST_LOOPS = 3
+_STRENGTHS = (0.55, 0.25, 0.85)
+"""Of the colours of neighbouring loops, so that bars differ in grey too."""
 _GREYS = ("#f2f2f2", "#bdbdbd", "#8a8a8a", "#d9d9d9", "#a6a6a6", "#737373")
 
 
@@ -82,7 +84,9 @@ def draw_shares(data: pd.DataFrame, figure: Canvas | None = None) -> Canvas:
     grid[0].set_ylim(0, 100)
     headline(figure, f"{name_of(data)}: where refinement concentrates, over {samples_of(data)}")
     extra = range(2, max(*every, int(printed["loop"].max())) + 1)
-    figure.legend(handles=[_patch(loop) for loop in extra], loc="outside lower center", ncols=len(extra))
+    figure.legend(
+        handles=[_patch(loop) for loop in extra], loc="outside lower center", ncols=len(extra), handleheight=1.8
+    )
     return figure
 
 
@@ -94,14 +98,14 @@ def _bars(axes: Axes, rows: pd.DataFrame, *, grey: bool) -> None:
         for loop, value in rows[rows["measurement"] == lens].sort_values("loop")[["loop", "value"]].to_numpy(float):
             if not value > 0:
                 continue
-            colour = _GREYS[(int(loop) - 2) % len(_GREYS)] if grey else style.look(int(loop)).colour
+            colour = _GREYS[(int(loop) - 2) % len(_GREYS)]
             edge = style.PUBLISHED if grey else "black"
             axes.bar(
                 place,
                 value,
                 bottom=bottom,
                 width=0.68,
-                facecolor=colour if grey else (colour, 0.45),
+                facecolor=colour if grey else _colour(int(loop)),
                 edgecolor=edge,
                 hatch=style.look(int(loop)).hatch,
                 linewidth=0.6,
@@ -113,8 +117,10 @@ def _bars(axes: Axes, rows: pd.DataFrame, *, grey: bool) -> None:
     axes.set_xticks(range(len(LENSES)), list(LENSES.values()))
 
 
+def _colour(loop: int) -> tuple[str, float]:
+    return style.look(loop).colour, _STRENGTHS[(loop - 2) % len(_STRENGTHS)]
+
+
 def _patch(loop: int) -> Patch:
-    look = style.look(loop)
-    return Patch(
-        facecolor=(look.colour, 0.45), edgecolor="black", hatch=look.hatch, linewidth=0.6, label=f"loop {loop}"
-    )
+    hatch = style.look(loop).hatch
+    return Patch(facecolor=_colour(loop), edgecolor="black", hatch=hatch, linewidth=0.6, label=f"loop {loop}")
