@@ -212,6 +212,17 @@ class TestComparisons:
         found = ratio(rows, Cell("a", "", 2), Cell("b", "", 2))
         assert found.value == pytest.approx(10 / 11)
 
+    def test_its_interval_is_that_of_the_differences(self) -> None:
+        """Over samples that have both, resampled with the weights of the whole run: against summarise, on rows that
+        hold the differences themselves."""
+        rows = made_rows({("step_size", "raw", 1): 1.0, ("step_size", "raw", 2): 2.0}, samples=40, spread=0.5)
+        rows.loc[(rows["loop"] == 2) & (rows["sample"] % 3 == 0), "value"] = np.nan
+        one, two = (rows[rows["loop"] == loop].reset_index(drop=True) for loop in (1, 2))
+        direct = summarise(two.assign(value=two["value"] - one["value"]), seed=5).iloc[0]
+        found = paired_difference(rows, "step_size", "raw", 2, 1, seed=5)
+        assert (found.value, found.low, found.high) == pytest.approx((direct["value"], direct["low"], direct["high"]))
+        assert found.n == direct["n"] == 26
+
     def test_layer_rows_are_not_read(self) -> None:
         rows = made_rows({("gate", "", 2): 0.5, ("gate", "", 3): 0.25})
         noise = made_rows({("gate", "", 2): 9.0, ("gate", "", 3): 9.0}).assign(layer=1)
