@@ -81,7 +81,8 @@ class TestSummarise:
     def test_the_order_of_rows_does_not_matter(self, seed: int) -> None:
         rows = made_rows(EXTRA, samples=20)
         rows.loc[::7, "value"] = np.nan
-        typed = rows.astype({"measurement": "category", "variant": "category"})
+        backwards = pd.CategoricalDtype(sorted(rows["measurement"].unique(), reverse=True))
+        typed = rows.astype({"measurement": backwards, "variant": "category"})
         pd.testing.assert_frame_equal(
             summarise(rows, resamples=50), summarise(shuffled(typed, seed), resamples=50), check_exact=True
         )
@@ -253,8 +254,13 @@ class TestComparisons:
 
     def test_a_sample_without_a_value_still_counts_as_one(self) -> None:
         one_token = made_rows({("step_size", "raw", 1): 1.0}, samples=3).assign(position=0)
-        one_token["sample"] += 100
-        assert Samples(pd.concat([made_rows(EXTRA), one_token])).count == 67
+        rows = made_rows(EXTRA)
+        rows["sample"] += 100
+        both = pd.concat([rows, one_token])
+        assert Samples(both).count == 67
+        found = Samples(both).estimate([Cell("step_size", "raw", 2)], lambda mean: mean[..., 0])
+        cell = at(summarise(both), measurement="step_size", loop=2)
+        assert (found.value, found.low, found.high) == pytest.approx((cell["value"], cell["low"], cell["high"]))
 
     def test_the_function_sees_the_means(self) -> None:
         values = np.array([[1.0, 2.0], [3.0, np.nan], [5.0, 8.0]])
