@@ -11,7 +11,7 @@ Markdown by `markdown_text`. The only exceptions are pictures, which plt_eval.re
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -48,6 +48,8 @@ class Table:
     left: frozenset[int] = frozenset({0})
     published: frozenset[int] = frozenset()
     """Rows, from 0, that hold published numbers."""
+    cards: bool = False
+    """Rows of sentences: on a narrow screen each row is a card, where others scroll sideways."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def render(page: Page, form: Form) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(md=markdown_text, cell=markdown_cell, rule=_rule, code=_code)
+    environment.filters.update(md=markdown_text, table=markdown_table, code=_code)
     text = environment.get_template(f"page.{form}.j2").render(page=page)
     return text if form == "html" else re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
@@ -123,21 +125,20 @@ def markdown_text(text: str) -> str:
     """`text` on one line, with what Markdown or HTML would read as markup spelled out."""
     flat = " ".join(text.split())
     flat = flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    flat = re.sub(r"([\\`*\[\]|])", r"\\\1", flat)
+    flat = re.sub(r"([\\`*|]|\](?=[(\[:])|!(?=\[))", r"\\\1", flat)
     flat = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", flat)
     flat = re.sub(r"(?i)\bjavascript:", "javascript&#58;", flat)
     return re.sub(r"^(#+|[-+~=]|\d+[.)])(?=\s)", r"\\\1", flat)
 
 
-def markdown_cell(text: str) -> str:
-    """As `markdown_text`, never empty."""
-    return markdown_text(text) or " "
+def markdown_table(table: Table) -> str:
+    """The table as lines of Markdown, under its caption."""
 
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(markdown_text(cell) for cell in cells) + " |"
 
-def _rule(table: Table) -> str:
-    """The line of a Markdown table that aligns its columns."""
-    cells = ["---" if column in table.left else "---:" for column in range(len(table.heads))]
-    return "| " + " | ".join(cells) + " |"
+    rule = "| " + " | ".join("---" if at in table.left else "---:" for at in range(len(table.heads))) + " |"
+    return "\n".join([markdown_text(table.caption), "", line(table.heads), rule, *map(line, table.rows)])
 
 
 def _code(lines: Sequence[Any]) -> str:

@@ -3,13 +3,13 @@
     draw_layers(prepare_layers(diagnosis))         # entropy, re-routing and gate of each layer, a line for each loop
     draw_positions(prepare_positions(diagnosis))   # the output shift by position, a line for each loop
 
-Both are of one run and read its summary. Their tables have the columns measurement, variant, loop, at (the layer, or the
-first token of a bin of positions), value, low, high, n.
+Both are of one run and read its summary; call draw_ under style.drawing(). Their tables have the columns measurement,
+variant, loop, at (the layer, or the first token of a bin of positions), value, low, high, n.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from matplotlib.lines import Line2D
@@ -96,5 +96,6 @@ def _legend(figure: Canvas, data: pd.DataFrame) -> None:
     handles = []
     for loop in sorted(data["loop"].unique()):
         look = style.look(int(loop))
-        handles.append(Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.line, label=f"loop {loop}"))
+        line: Any = look.line
+        handles.append(Line2D([], [], color=look.colour, marker=look.marker, linestyle=line, label=f"loop {loop}"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))

@@ -27,6 +27,7 @@ from plt_eval.models import BUNDLED, DEFAULT_FAMILY
 from plt_eval.report.collect import collect, comparable_runs, run_folders
 from plt_eval.report.scores import FoundStudy, Measured, find_studies, run_scores, study_scores
 from plt_eval.store import MANIFEST, Run, list_runs
+from plt_eval.study.plan import DIAGNOSES
 from plt_eval.study.records import STUDY, Variant, read_study
 
 if TYPE_CHECKING:
@@ -125,14 +126,14 @@ def _default_set(results: Path, notes: list[str]) -> dict[int, Diagnosis]:
 def _find(text: str, results: Path) -> Diagnosis:
     if (Path(text) / MANIFEST).is_file():
         return open_diagnosis(Path(text))
-    named = {path.parent for folder in run_folders(results) for path in folder.glob(f"*/{MANIFEST}")}
+    named = {path.parent for folder in diagnosis_folders(results) for path in folder.glob(f"*/{MANIFEST}")}
     exact = sorted(path for path in named if path.name == text)
     matches = exact or sorted(path for path in named if path.name.startswith(text))
     if len(matches) == 1:
         return open_diagnosis(matches[0])
     if matches:
         raise UserError(f"{text!r} is the name or the beginning of {len(matches)} runs: {', '.join(map(str, matches))}")
-    ids = [one.path.name for folder in run_folders(results) for one in list_diagnoses(folder, problem=lambda _: None)]
+    ids = [one.path.name for folder in diagnosis_folders(results) for one in list_diagnoses(folder, problem=_ignore)]
     near = difflib.get_close_matches(text, ids, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]}?" if near else f" (it holds {len(set(ids))} diagnoses)"
     raise UserError(f"no run {text!r} in {results}{hint}")
@@ -287,17 +288,27 @@ def _named_study(family: str, results: Path, notes: list[str]) -> FoundStudy:
 
 
 def _diagnosis_of(found: FoundStudy, variant: Variant, results: Path) -> Diagnosis | None:
-    candidates = [one for folder in run_folders(results) for one in list_diagnoses(folder, problem=_ignore)]
-    if variant.diagnosis is not None:
-        folder = found.folder / variant.diagnosis
-        candidates += [open_diagnosis(folder)] if (folder / MANIFEST).is_file() else list_diagnoses(folder)
+    """The one that the study names, else the newest of those on the most samples."""
+    if variant.diagnosis is not None and (found.folder / variant.diagnosis / MANIFEST).is_file():
+        own = open_diagnosis(found.folder / variant.diagnosis)
+        if own.manifest.status == "complete":
+            return own
     mine = [
         one
-        for one in candidates
+        for folder in diagnosis_folders(results)
+        for one in list_diagnoses(folder, problem=_ignore)
         if one.manifest.status == "complete"
         and (one.manifest.model.weights_sha256, one.manifest.loops) == (variant.weights_sha256, variant.loops)
     ]
     return max(mine, key=lambda one: (one.manifest.total, one.manifest.started), default=None)
+
+
+def diagnosis_folders(results: Path) -> list[Path]:
+    """Where diagnoses lie: among the runs, and in the diagnosis/ of studies."""
+    studies = [
+        path for pattern in (DIAGNOSES, f"*/{DIAGNOSES}", f"studies/*/{DIAGNOSES}") for path in results.glob(pattern)
+    ]
+    return [*run_folders(results), *sorted(studies)]
 
 
 def _ignore(_: UserError) -> None:

@@ -41,7 +41,8 @@ def answer_sentence(evidence: Evidence) -> str:
     if found.loops is None:
         if found.measured < 2:
             return "Not enough evidence to say; a model that runs one loop shows nothing of what another would do."
-        return f"Not enough evidence to say; the diagnostics speak for {_loops(found.safe)} and leave loop {found.safe + 1} open."
+        open_ = f"leave loop {found.safe + 1} open"
+        return f"Not enough evidence to say; the diagnostics speak for {_loops(found.safe)} and {open_}."
     if found.loops == found.measured:
         return f"Run {_loops(found.loops)}, all that were measured; more may do more."
     return f"Run {_loops(found.loops)}."
@@ -54,7 +55,7 @@ def build_page(evidence: Evidence, command: Sequence[str]) -> Page:
     facts = (
         ("Model", evidence.name),
         ("Diagnosed", f"{measured}; the answer is read from R={main.loops}"),
-        ("Read on", f"{main.done:,} held-out samples, {main.tokens:,} tokens of {main.data.name}"),
+        ("Read on", f"{main.done:,} samples, {main.tokens:,} tokens of {main.data.name}"),
         ("What evaluation says", agreement_sentence(evidence)),
     )
     return Page(

@@ -36,7 +36,7 @@ HOW_TEXT: dict[str, str] = {
     "itself": "the best one itself",
     "same documents": "paired: both on the same documents, bootstrap over documents or packages",
     "same problems": "paired: both on the same problems, bootstrap over problems",
-    "from the differences to the first": "from each one's paired difference to the first loop count, squares of the half "
+    "from the differences to the first": "from each one's paired difference to the first loop count; squares of half "
     "widths added",
     "from the two intervals": "from the two intervals, as if the models had met different problems: wider than paired",
 }

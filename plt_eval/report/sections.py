@@ -75,6 +75,7 @@ def votes(evidence: Evidence) -> Section:
                 ("diagnosis of", "says", "because"),
                 rows,
                 left=frozenset({0, 1, 2}),
+                cards=True,
             )
         )
     return Section("evidence", "The evidence, lens by lens", tuple(blocks))
@@ -104,7 +105,7 @@ def _vote_table(cast: Sequence[Vote], caption: str) -> Table:
         for vote in cast
     )
     heads = ("lens", "vote", "value [95%]", "line", "of what", "why")
-    return Table(caption, heads, rows, left=frozenset({0, 1, 4, 5}))
+    return Table(caption, heads, rows, left=frozenset({0, 1, 4, 5}), cards=True)
 
 
 def _meaning(vote: Vote) -> str:
@@ -143,7 +144,7 @@ def changes(evidence: Evidence) -> Section:
         blocks.append(
             Text(
                 f"{len(wider)} of {len(answer.votes)} votes abstain because their interval holds the line. "
-                f"Intervals narrow with the square root of the samples: four times the {answer.samples or 0:,} samples halve them."
+                f"Four times the {answer.samples or 0:,} samples would halve the intervals."
             )
         )
     if answer.loops is not None and answer.loops == answer.measured:
@@ -159,7 +160,8 @@ def scissors(evidence: Evidence) -> Section:
     blocks: list[Block] = []
 
     def table(data: pd.DataFrame) -> Table:
-        rows, grey = [], []
+        rows: list[tuple[str, ...]] = []
+        grey = []
         own = data[data["origin"] == "own"]
         for loops in sorted(own["loops"].unique()):
             for loop in sorted(own[own["loops"] == loops]["loop"].unique()):
@@ -167,7 +169,11 @@ def scissors(evidence: Evidence) -> Section:
                 rows.append((f"R={loops}, loop {loop}", *cells))
         for _, row in data[(data["origin"] == "published") & (data["measurement"] == "output_shift")].iterrows():
             grey.append(len(rows))
-            rows.append((f"{LABEL}, R={row['loops']}, loop {row['loop']}", number(row["value"]), "", ""))
+            rows.append((f"{LABEL}, R={row['loops']}, loop {row['loop']}", str(row["value"]), "-", "-"))
+        printed = {row["quantity"]: row["printed"] for _, row in published("figure3").iterrows()}
+        grey.append(len(rows))
+        between = f"{printed[f'{_SCISSORS[2]}_lowest']} to {printed[f'{_SCISSORS[2]}_highest']}"
+        rows.append((f"{LABEL}, every extra loop", "-", "-", between))
         heads = ("", "output shift (nats)", "offset cost (L2 norm)", "cost / gain")
         caption = "Gain and cost of each extra loop, mean [95% interval over samples]"
         return Table(caption, heads, tuple(rows), published=frozenset(grey))
@@ -298,9 +304,10 @@ def breakdowns(evidence: Evidence) -> Section:
             blocks.append(Text(f"Not drawn: {title}; {why}.", "note"))
             continue
         wide = _place_table(data, name, title)
-        blocks.append(
-            _picture(draw(data), name, f"{who}: {title}; the numbers are in the table below.", _sentence(title))
-        )
+        with style.drawing():
+            canvas = draw(data)
+        alternative = f"{who}: {title}; the numbers are in the table below."
+        blocks.append(_picture(canvas, name, alternative, _sentence(title)))
         blocks.append(Folded(f"The numbers: {title}", (wide,)))
     return Section("breakdowns", "By layer and position", tuple(blocks))
 
@@ -404,7 +411,7 @@ def _gap_table(agreements: Sequence[Agreement]) -> Table:
                 rows.append((each.measured.name, against, cell, HOW_TEXT[gap.how], each.measured.definition))
     heads = ("measure", "gap", "value [95% interval]", "how", "definition")
     caption = "Each loop count's score less that of the best; an interval without 0 tells them apart"
-    return Table(caption, heads, tuple(rows), left=frozenset({0, 1, 3, 4}))
+    return Table(caption, heads, tuple(rows), left=frozenset({0, 1, 3, 4}), cards=True)
 
 
 # --- the paper ----------------------------------------------------------------------------------------
@@ -413,19 +420,16 @@ def _gap_table(agreements: Sequence[Agreement]) -> Table:
 def reference(evidence: Evidence) -> Section:
     """Published numbers beside our own, told apart."""
     table3, figure4, table2 = published("table3"), published("figure4"), published("table2")
-    mine = evidence.summaries[max(evidence.diagnoses)]
-    defaults = evidence.main.manifest.defaults
-    rows, grey = [], []
+    rows: list[tuple[str, ...]] = []
+    grey = []
     for printed in (table3, figure4):
         for name, group in printed.groupby("quantity", sort=False):
-            own = {
-                int(r["loop"]): estimate(r) for _, r in _whole(mine, str(name), defaults.get(str(name), "")).iterrows()
-            }
-            loops = {int(row["loop"]): str(row["printed"]) for _, row in group.iterrows()}
-            rows.append((f"{name}: {evidence.name}, R={max(evidence.diagnoses)}", *(own.get(at, "-") for at in _FOUR)))
+            theirs = int(group["loops"].iloc[0])
+            ours = theirs if theirs in evidence.diagnoses else max(evidence.diagnoses)
+            rows.append((f"{name}: {evidence.name}, R={ours}", *_own_cells(evidence, ours, str(name))))
             grey.append(len(rows))
-            label = f"{name}: {LABEL}, R={group['loops'].iloc[0]}"
-            rows.append((label, *(loops.get(at, "-") for at in _FOUR)))
+            by_loop = {int(row["loop"]): str(row["printed"]) for _, row in group.iterrows()}
+            rows.append((f"{name}: {LABEL}, R={theirs}", *(by_loop.get(at, "-") for at in _FOUR)))
     blocks: list[Block] = [
         Text(
             "Numbers in italics are printed in arXiv 2606.18023 and were not measured here. They are of models of 7B "
@@ -445,6 +449,13 @@ def reference(evidence: Evidence) -> Section:
 
 
 _FOUR = (1, 2, 3, 4)
+
+
+def _own_cells(evidence: Evidence, loops: int, measurement: str) -> list[str]:
+    variant = evidence.diagnoses[loops].manifest.defaults.get(measurement, "")
+    mine = _whole(evidence.summaries[loops], measurement, variant)
+    by_loop = {int(row["loop"]): estimate(row) for _, row in mine.iterrows()}
+    return [by_loop.get(at, "-") for at in _FOUR]
 
 
 def _published_benchmarks(table2: pd.DataFrame) -> Table:
@@ -493,7 +504,7 @@ def _definitions(diagnosis: Diagnosis) -> Table:
             read = manifest.defaults.get(name, "") or "-"
             rows.append((f"{kind.title} ({name})", kind.equation, kind.unit, kind.definition, read, kind.reads))
     heads = ("measurement", "equation", "unit", "what it says", "variant shown", "read from")
-    return Table("Every measurement that was made", heads, tuple(rows), left=frozenset(range(6)))
+    return Table("Every measurement that was made", heads, tuple(rows), left=frozenset(range(6)), cards=True)
 
 
 def _lenses() -> Table:
@@ -501,7 +512,7 @@ def _lenses() -> Table:
 
     rows = tuple((lens.name, lens.mechanism, lens.question, lens.equation) for lens in LENSES)
     heads = ("lens", "mechanism", "question", "number and line")
-    return Table("The lenses of the rule", heads, rows, left=frozenset(range(4)))
+    return Table("The lenses of the rule", heads, rows, left=frozenset(range(4)), cards=True)
 
 
 def _runs_table(evidence: Evidence) -> Table:
@@ -512,8 +523,9 @@ def _runs_table(evidence: Evidence) -> Table:
 
     rows = (
         row("model", lambda m: m.model.label),
-        row("trained at", lambda m: "-" if m.model.trained_loops is None else f"{m.model.trained_loops} loops"),
-        row("wiring", lambda m: f"{m.loop_mode or '-'} ({m.adapter})"),
+        row("trained at", lambda m: "-" if m.model.trained_loops is None else _count(m.model.trained_loops, "loop")),
+        row("wiring of the loops", lambda m: m.loop_mode or "-"),
+        row("read as", lambda m: m.adapter),
         row("weights sha256", lambda m: m.model.weights_sha256[:16]),
         row("parameters", lambda m: f"{m.model.parameters:,}"),
         row("samples", lambda m: f"{m.done:,}"),
@@ -645,6 +657,10 @@ def number(value: float | None, decimals: int | None = None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".removesuffix(".")
 
 
+_ROUNDING = 1e-6
+"""Of float32: below it there is nothing to tell digits of."""
+
+
 def with_interval(value: float | None, low: float | None, high: float | None, form: str | None = None) -> str:
     """The value, and on a line of its own the interval, as in "0.236\n[0.121, 0.344]". Without a `form` it has as many
     digits as the interval bears: two of its width."""
@@ -655,15 +671,23 @@ def with_interval(value: float | None, low: float | None, high: float | None, fo
         return f"{value:{form}}\n[{low:{form}}, {high:{form}}]" if known else f"{value:{form}}"
     if not known or low == high:
         return number(value)
+    if abs(value) < _ROUNDING:
+        return f"{value:.0e}"
     assert low is not None
     assert high is not None
-    decimals = min(6, max(0, 1 - math.floor(math.log10(high - low))))
+    decimals = interval_digits(high - low)
     return f"{number(value, decimals)}\n[{number(low, decimals)}, {number(high, decimals)}]"
+
+
+def interval_digits(width: float) -> int:
+    """Decimals that show two digits of a width > 0; at most six."""
+    return min(6, max(0, 1 - math.floor(math.log10(width))))
 
 
 def estimate(row: Any, form: str | None = None) -> str:
     """`with_interval` of a row's value, low and high."""
-    return with_interval(*(float(row[name]) for name in ("value", "low", "high")), form)
+    value, low, high = (float(row[name]) for name in ("value", "low", "high"))
+    return with_interval(value, low, high, form)
 
 
 def _loops_or_open(loops: int | None) -> str:
