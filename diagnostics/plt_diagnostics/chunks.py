@@ -54,8 +54,8 @@ class StateChunk:
         """Whether the loop's step, of norm `norm_BS`, is more than what rounding leaves of a zero one -> [B, S]."""
         dtype = self._run.raw[loop].dtype
         rounding = torch.finfo(dtype).eps * (HALF_ROUNDING if dtype.itemsize == 2 else WIDE_ROUNDING)
-        still = norm_BS <= rounding * torch.linalg.vector_norm(self.state(state, loop), dim=-1)
-        return ~(still & norm_BS.isfinite())
+        rounded_BS: Tensor = rounding * torch.linalg.vector_norm(self.state(state, loop), dim=-1)
+        return (norm_BS > rounded_BS) | ~norm_BS.isfinite()
 
     def as_next(self, loop: int) -> Tensor | None:
         """The block once more on h(loop), as loop+1 runs it -> raw [B, S, D], None where there is no such loop."""

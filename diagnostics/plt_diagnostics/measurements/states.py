@@ -52,7 +52,9 @@ class StepSize(_OfStates):
 class AngularChange(_OfStates):
     """cos theta(r) = cos(h(r) - h(r-1), h(r-1) - h(r-2)) -> [B, S], for r = 2..R (equation 3).
 
-    Not defined for a token that one of the two loops did not move.
+    Not defined for a token that one of the two loops did not move by more than its rounding: what rounding makes of a
+    zero step has no direction. Such tokens exist in every PLT: a first token reads zeros for its left neighbour in all
+    loops, so that later loops leave it where it is, and its neighbours after it a loop later each.
     """
 
     name = "angular_change"
@@ -64,14 +66,15 @@ class AngularChange(_OfStates):
 
     def measure(self, chunk: StateChunk) -> Iterator[Values]:
         for state in STATES:
-            before, before_norm = None, None
+            before: tuple[Tensor, Tensor, Tensor] | None = None
             for r in range(1, chunk.loops + 1):
                 step = chunk.step(state, r)
                 norm = vector_norm(step, dim=-1)
-                if before is not None and before_norm is not None:
-                    moved = (norm != 0) & (before_norm != 0)
-                    yield Values(r, state, ((step * before).sum(-1) / norm / before_norm), moved)
-                before, before_norm = step, norm
+                moved = chunk.moved(state, r, norm)
+                if before is not None:
+                    old_step, old_norm, old_moved = before
+                    yield Values(r, state, (step * old_step).sum(-1) / norm / old_norm, moved & old_moved)
+                before = step, norm, moved
 
 
 @register
