@@ -1,6 +1,6 @@
 """Diagnoses of no model at all: run directories as `plt-eval diagnose` leaves them, with numbers that a formula gave.
 
-Real schemas, real summaries (plt_diagnostics.synthesis) over made-up rows, so that what is drawn can be checked by value.
+Real schemas and real summaries (plt_diagnostics.synthesis) over made-up rows: what is drawn can be checked by value.
 """
 
 from __future__ import annotations
