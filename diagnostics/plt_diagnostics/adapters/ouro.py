@@ -209,6 +209,6 @@ class OuroAdapter:
         sound = frequencies.isfinite().all() and (frequencies > 0).all() and (frequencies.diff() <= 0).all()
         if not bool(sound):
             raise AdapterError(
-                f"{type(self.model).__name__} has rotary frequencies that fall nowhere near a falling sequence above 0 "
-                f"({frequencies.flatten()[:3].tolist()}, ...): its code does not set them up with this transformers"
+                f"{type(self.model).__name__} has rotary frequencies {frequencies.flatten()[:3].tolist()}, ...: "
+                "expected falling numbers above 0; its code does not set them up under this version of transformers"
             )
