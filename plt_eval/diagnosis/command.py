@@ -97,6 +97,7 @@ def diagnose_all(options: DiagnoseOptions, console: Console) -> list[Result]:
     if options.tokenizer is not None and not any(_is_text(corpus) for corpus in corpora):
         raise UserError("--tokenizer has no effect with token data: they have their own")
     results: list[Result] = []
+    drawn: dict[tuple[str | None, int], Drawn] = {}
     for model in models:
         subject = Subject.of(
             model,
@@ -106,9 +107,11 @@ def diagnose_all(options: DiagnoseOptions, console: Console) -> list[Result]:
             trust_remote_code=options.trust_remote_code,
             notify=notify,
         )
-        drawn = _draw(options, subject, corpora, notify if not results else _silent)
+        key = _tokenizer_hash(options, subject, corpora), _length(options, subject)
+        if key not in drawn:
+            drawn[key] = _draw(options, subject, corpora, notify)
         named = _named(settings, options.run_id, model.loops, several=len(models) > 1)
-        result = diagnose(subject, drawn, named, console=console)
+        result = diagnose(subject, drawn[key], named, console=console)
         _say_done(console, result)
         results.append(result)
     _warn(console, results)
@@ -136,13 +139,12 @@ def _draw(
 ) -> Drawn:
     from plt_eval.diagnosis.samples import draw
 
-    length = options.sequence_length or min(subject.most_tokens or MOST_TOKENS, MOST_TOKENS)
+    length = _length(options, subject)
     if subject.most_tokens is not None and length > subject.most_tokens:
         notify(f"--sequence-length {length} is past the model's context of {subject.most_tokens} tokens")
-    tokenizer = options.tokenizer or _own_tokenizer(subject, corpora)
     drawn = draw(
         corpora,
-        tokenizer=tokenizer,
+        tokenizer=_tokenizer(options, subject, corpora),
         samples=options.samples,
         sequence_length=length,
         seed=options.seed,
@@ -157,15 +159,30 @@ def _draw(
     return drawn
 
 
-def _own_tokenizer(subject: Subject, corpora: Sequence[TextCorpus | TokenCorpus]) -> str | None:
-    """The checkpoint's folder where texts need it. Raises UserError when there is no tokenizer in it."""
+def _length(options: DiagnoseOptions, subject: Subject) -> int:
+    return options.sequence_length or min(subject.most_tokens or MOST_TOKENS, MOST_TOKENS)
+
+
+def _tokenizer(options: DiagnoseOptions, subject: Subject, corpora: Sequence[TextCorpus | TokenCorpus]) -> str | None:
+    """What was asked for, or the checkpoint's folder where texts need it. Raises UserError when there is no tokenizer
+    in it."""
     from plt_eval.corpus.encoders import has_tokenizer
 
-    if not any(_is_text(corpus) for corpus in corpora):
-        return None
+    if options.tokenizer is not None or not any(_is_text(corpus) for corpus in corpora):
+        return options.tokenizer
     if not has_tokenizer(subject.folder):
         raise UserError(f"{subject.folder}: no tokenizer in it; pass --tokenizer FOLDER, or --tokenizer bytes")
     return str(subject.folder)
+
+
+def _tokenizer_hash(
+    options: DiagnoseOptions, subject: Subject, corpora: Sequence[TextCorpus | TokenCorpus]
+) -> str | None:
+    """Equal for tokenizers that make the same ids, as those of a family's members do: they need be drawn with once."""
+    from plt_eval.corpus.encoders import has_tokenizer, tokenizer_sha256
+
+    name = _tokenizer(options, subject, corpora)
+    return tokenizer_sha256(Path(name)) if name is not None and has_tokenizer(Path(name)) else name
 
 
 def _is_text(corpus: TextCorpus | TokenCorpus) -> bool:
@@ -189,10 +206,6 @@ def _notes(console: Console) -> Callable[[str], None]:
         console.print(f"note: {message}", markup=False, soft_wrap=True)
 
     return note
-
-
-def _silent(_message: str) -> None:
-    """The same was said for the model before."""
 
 
 def _say_done(console: Console, result: Result) -> None:

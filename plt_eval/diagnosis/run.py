@@ -97,7 +97,7 @@ def diagnose(subject: Subject, drawn: Drawn, settings: Settings, *, console: Con
         try:
             with _stop_signals():
                 _measure(model, drawn, names, writer, settings.batch_size, memory, subject.notify, console)
-            writer.finish(memory.peak())
+                writer.finish(memory.peak())
         except BaseException as error:
             # The first error is the one to report: a full disk may well refuse this write too.
             with suppress(DiskFull, OSError, UserError):

@@ -148,8 +148,10 @@ class DiagnosisWriter:
         self._remove_parts()
 
     def abandon(self, peak_memory_bytes: int | None) -> None:
-        """The session was cut short: say so in the manifest. Raises DiskFull."""
+        """The session was cut short: say so in the manifest, unless it came to its end. Raises DiskFull."""
         self._close_journal()
+        if self.complete:
+            return
         self._end("incomplete", peak_memory_bytes)
 
     def close(self) -> None:
