@@ -119,7 +119,7 @@ class TestThePublishedModel:
         )
 
     def test_no_single_vote_would_change_it_where_the_offset_cost_grows_too(self) -> None:
-        cost = {("offset_cost", "normed", 2): 60.0, ("offset_cost", "normed", 3): 59.0}
+        cost = over_loops("offset_cost", "normed", 2, 60.0, 59.0, 59.0 * 1.58 / 1.32)  # loop 4: right on its line
         found = recommend(Published({**PAPER, **cost}), shifts=True)
         assert found.what_would_change == ()
         assert found.nearest.startswith("No single vote would change this; the nearest to flipping is effective rank")
@@ -183,6 +183,34 @@ class TestTheRule:
         assert (found.loops, found.safe) == (None, 2)
         assert "Not enough evidence" in found.sentence
         assert "open a model" not in found.sentence
+
+    def test_one_credited_objection_is_enough_to_leave_it_open(self) -> None:
+        """Refinement is spent, but all else speaks for loop 3: more voices for than against, and still undecided."""
+        spent = {
+            **GOOD,
+            **over_loops("output_shift", "", 2, 1.6, 1.0, 1.3),
+            **over_loops("peak_loop", "", 2, 0.5, 0.2, 0.3),
+            **over_loops("attention_kl", "mixed", 2, 0.6, 0.3, 0.3),
+            **over_loops("offset_cost", "normed", 2, 60.0, 30.0, 30.0),
+        }
+        found = of(spent)
+        assert [voice.says for voice in found.verdicts[1].voices] == ["against", "for", "for", "for"]
+        assert (found.loops, found.safe) == (None, 2)
+
+    @pytest.mark.parametrize("sign", [1, -1])
+    def test_a_credited_mechanism_does_not_outvote_two_others(self, sign: int) -> None:
+        """Prediction credited, one lens each of refinement and stability the other way: open, either way round."""
+        means = {
+            **over_loops("next_token_nll", "", 1, 4.0, 3.5, 3.5 - 0.5 * sign),
+            **over_loops("logit_lens_rank", "log", 1, 3.0, 2.5, 2.5 - 0.5 * sign),
+            **over_loops("attention_kl", "mixed", 2, 0.5, 0.5 - 0.2 * sign),
+            **over_loops("angular_change", "raw", 3, -0.3 * sign, 0.1),
+        }
+        found = of(means)
+        says = {voice.mechanism: voice.says for voice in found.verdicts[1].voices}
+        ahead, behind = ("for", "against") if sign > 0 else ("against", "for")
+        assert (says["prediction"], says["refinement"], says["stability"]) == (ahead, behind, behind)
+        assert outcomes(found)[1] == "undecided"
 
     def test_a_loop_that_does_nothing_does_not_earn_its_place_by_being_stable(self) -> None:
         idle = {key: value for key, value in GOOD.items() if key[0] in ("angular_change", "step_size")}
