@@ -53,14 +53,15 @@ class Branch:
 
 
 LoopBranches = tuple[Branch, ...]
-"""One layer's attention in one loop. The first branch has no window: it sees all that any other one sees."""
+"""One layer's attention in one loop. The first branch sees all that any other one sees."""
 
 
 @dataclass
 class LoopRun:
     """One forward pass over a batch.
 
-    raw: h(0), h(1), ..., h(R), each [B, S, D] and before the final norm; h(0) is the embedding.
+    raw: h(0), h(1), ..., h(R), each [B, S, D] and before the final norm; h(0) is what enters loop 1, the embedding in a
+    PLT.
     further: what loop R+1 would give, None where it was not asked for or where the model has no such loop.
     key_mask_BS: False at padding; None where no real token could see any padding (none, or all of it on the right).
     kept: whatever the adapter keeps for `attention`.
