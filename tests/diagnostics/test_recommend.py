@@ -259,9 +259,11 @@ class TestLenses:
         assert changed == bound.get(lens, {lens})
         assert (before[lens], after[lens]) == ("for", "against")
 
+    @pytest.mark.parametrize("nudge", [-1e-5, 1e-5])
     @pytest.mark.parametrize("lens", FLIPS)
-    def test_no_difference_no_vote(self, lens: str) -> None:
-        """Where the third loop is like the second but for noise, the interval holds the line."""
+    def test_no_difference_no_vote(self, lens: str, nudge: float) -> None:
+        """Where the third loop is like the second but for noise, the interval holds the line, whichever side of it the
+        value is on."""
         same = {
             "output shift": {("output_shift", "", 3): 1.0},
             "token breadth": {("peak_loop", "", 3): 0.3},
@@ -274,7 +276,7 @@ class TestLenses:
             "effective rank": {("effective_rank", "normed", 3): 110.0},
             "cost over gain": {("offset_cost", "normed", 3): 65.0},
         }[lens]
-        found = vote(of({**GOOD, **same}), lens, 3)
+        found = vote(of({**GOOD, **{key: value + nudge for key, value in same.items()}}), lens, 3)
         assert found.stance == "abstains"
         assert found.margin is not None
         assert found.margin < 1
