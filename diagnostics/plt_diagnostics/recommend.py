@@ -3,7 +3,6 @@
     found = recommend(rows, shifts=True, defaults={"offset_cost": "normed"}, trained_loops=4)
     found.loops, found.sentence                          # None: not enough evidence
     for vote in found.votes: print(vote.loop, vote.lens, vote.stance, vote.reason)
-    agreement(found, {1: (0.43, 0.39, 0.47), 2: (0.64, 0.60, 0.68)}, higher_is_better=True).sentence
 
 The rule, for each extra loop r = 2..R (docs/recommendation.md says why):
 
@@ -116,14 +115,6 @@ class Recommendation(_Record):
     credited: tuple[MechanismVoice, ...]
     samples: int | None
     by_value: bool
-
-
-class Agreement(_Record):
-    """A recommendation beside the scores of an evaluation. `best` is the loop count of the best score."""
-
-    outcome: Literal["agrees", "disagrees", "cannot tell"]
-    best: int | None
-    sentence: str
 
 
 def recommend(
@@ -314,75 +305,3 @@ def _advice(open_loop: Verdict, context: Context) -> str:
         f" What loop {open_loop.loop} gains cannot be told from what the output head was trained on: "
         "open a model trained with more loops, or compare scores."
     )
-
-
-# --- beside an evaluation ----------------------------------------------------------------------------------
-
-
-def agreement(
-    recommendation: Recommendation,
-    scores: Mapping[int, tuple[float, float | None, float | None]],
-    *,
-    higher_is_better: bool,
-) -> Agreement:
-    """Whether measured task scores, by loop count as (value, low, high), say the same.
-
-    One score is clearly better than another if its interval lies wholly above the other's (below, if lower is better).
-    Disagrees: another loop count is clearly better than the recommended one. Agrees: the recommended one is clearly
-    better than every smaller one, and no larger one has a better value. Cannot tell: everything else, as intervals that
-    overlap or are missing, one score alone, no score of the recommended count, or no recommendation.
-    """
-    if not scores:
-        return Agreement(outcome="cannot tell", best=None, sentence="There are no scores to compare with.")
-    sign = 1.0 if higher_is_better else -1.0
-    best = max(sorted(scores), key=lambda loops: sign * scores[loops][0])
-    chosen = recommendation.loops
-    outcome, why = _compare(chosen, scores, sign)
-    said = "The diagnostics give no loop count" if chosen is None else f"The diagnostics say {_answer(chosen)}"
-    verb = {
-        "agrees": "the evaluation agrees",
-        "disagrees": "the evaluation disagrees",
-        "cannot tell": "the evaluation cannot tell",
-    }[outcome]
-    text = f"{said}; {verb}: {why} (best score: R={best})."
-    return Agreement(outcome=outcome, best=best, sentence=text)
-
-
-def _compare(
-    chosen: int | None, scores: Mapping[int, tuple[float, float | None, float | None]], sign: float
-) -> tuple[Literal["agrees", "disagrees", "cannot tell"], str]:
-    if chosen is None:
-        return "cannot tell", "there is nothing to compare its scores with"
-    if chosen not in scores:
-        return "cannot tell", f"R={chosen} was not evaluated"
-    others = sorted(set(scores) - {chosen})
-    if not others:
-        return "cannot tell", f"only R={chosen} was evaluated"
-    better = [loops for loops in others if _clearly(scores[loops], scores[chosen], sign)]
-    if better:
-        return "disagrees", f"{_names(better)} clearly better than R={chosen}"
-    alike = [loops for loops in others if loops < chosen and not _clearly(scores[chosen], scores[loops], sign)]
-    if alike:
-        return "cannot tell", f"R={chosen} is not clearly better than {', '.join(f'R={loops}' for loops in alike)}"
-    ahead = [loops for loops in others if loops > chosen and sign * (scores[loops][0] - scores[chosen][0]) > 0]
-    if ahead:
-        return "cannot tell", f"{_names(ahead)} ahead of R={chosen}, but not clearly"
-    smaller, larger = any(loops < chosen for loops in others), any(loops > chosen for loops in others)
-    parts = ["fewer loops are clearly worse"] * smaller + ["more are not better"] * larger
-    return "agrees", " and ".join(parts)
-
-
-def _clearly(
-    one: tuple[float, float | None, float | None], other: tuple[float, float | None, float | None], sign: float
-) -> bool:
-    """Whether `one` is better than `other` by intervals that do not meet."""
-    if None in one or None in other:
-        return False
-    _, low, high = (sign * value for value in one if value is not None)
-    _, other_low, other_high = (sign * value for value in other if value is not None)
-    return min(low, high) > max(other_low, other_high)
-
-
-def _names(loops: Sequence[int]) -> str:
-    """ "R=3 is", "R=3, R=4 are"."""
-    return f"{', '.join(f'R={each}' for each in loops)} {'is' if len(loops) == 1 else 'are'}"

@@ -13,9 +13,7 @@ from made_rows import Means, made_rows
 from plt_diagnostics.bootstrap import MIN_SAMPLES
 from plt_diagnostics.lenses import LENSES, Published, Vote
 from plt_diagnostics.recommend import (
-    Agreement,
     Recommendation,
-    agreement,
     recommend,
 )
 from plt_diagnostics.synthesis import Samples
@@ -480,62 +478,6 @@ class TestInvariances:
 def test_trained_loops_must_be_some() -> None:
     with pytest.raises(ValueError, match="trained_loops 0"):
         recommend(made_rows(GOOD), shifts=True, trained_loops=0)
-
-
-class TestAgreement:
-    def check(self, scores: dict[int, tuple[float, float | None, float | None]], *, higher: bool = True) -> Agreement:
-        found = of(EARLY)
-        assert found.loops == 2
-        return agreement(found, scores, higher_is_better=higher)
-
-    def test_agrees(self) -> None:
-        found = self.check({1: (0.43, 0.39, 0.47), 2: (0.64, 0.60, 0.68), 3: (0.28, 0.24, 0.31)})
-        assert (found.outcome, found.best) == ("agrees", 2)
-        assert found.sentence == (
-            "The diagnostics say 2 loops; the evaluation agrees: fewer loops are clearly worse and more are not better "
-            "(best score: R=2)."
-        )
-
-    def test_lower_may_be_better(self) -> None:
-        scores = {1: (2.2, 2.1, 2.3), 2: (1.9, 1.8, 2.0), 3: (2.0, 1.9, 2.1)}
-        assert self.check(scores, higher=False).outcome == "agrees"
-        assert self.check(scores).outcome == "disagrees"
-        assert self.check(scores, higher=False).best == 2
-
-    def test_more_loops_clearly_better(self) -> None:
-        found = self.check({1: (0.2, 0.1, 0.3), 2: (0.5, 0.4, 0.6), 4: (0.8, 0.7, 0.9)})
-        assert (found.outcome, found.best) == ("disagrees", 4)
-        assert "R=4 is clearly better than R=2" in found.sentence
-
-    def test_fewer_loops_clearly_better(self) -> None:
-        assert self.check({1: (0.9, 0.8, 1.0), 2: (0.5, 0.4, 0.6)}).outcome == "disagrees"
-
-    @pytest.mark.parametrize(
-        ("scores", "why"),
-        [
-            ({1: (0.45, 0.35, 0.55), 2: (0.5, 0.4, 0.6)}, "R=2 is not clearly better than R=1"),
-            ({1: (0.1, 0.0, 0.2), 2: (0.5, 0.4, 0.6), 3: (0.55, 0.45, 0.65)}, "R=3 is ahead of R=2, but not clearly"),
-            ({1: (0.1, None, None), 2: (0.5, None, None)}, "R=2 is not clearly better than R=1"),
-            ({1: (0.1, 0.0, 0.2), 3: (0.5, 0.4, 0.6)}, "R=2 was not evaluated"),
-            ({2: (0.5, 0.4, 0.6)}, "only R=2 was evaluated"),
-        ],
-    )
-    def test_cannot_tell(self, scores: dict[int, tuple[float, float | None, float | None]], why: str) -> None:
-        found = self.check(scores)
-        assert found.outcome == "cannot tell"
-        assert why in found.sentence
-
-    def test_touching_intervals_do_not_tell(self) -> None:
-        assert self.check({1: (0.3, 0.2, 0.4), 2: (0.5, 0.4, 0.6)}).outcome == "cannot tell"
-
-    def test_without_a_recommendation(self) -> None:
-        found = agreement(of(GOOD), {1: (0.3, 0.2, 0.4), 2: (0.5, 0.45, 0.6)}, higher_is_better=True)
-        assert (found.outcome, found.best) == ("cannot tell", 2)
-        assert "give no loop count" in found.sentence
-
-    def test_without_scores(self) -> None:
-        found = agreement(of(EARLY), {}, higher_is_better=True)
-        assert (found.outcome, found.best) == ("cannot tell", None)
 
 
 def test_an_empty_table_says_nothing() -> None:
