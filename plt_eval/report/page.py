@@ -18,7 +18,8 @@ from plt_eval.errors import UserError
 from plt_eval.journal import write_atomically
 from plt_eval.report.blocks import Page, render
 from plt_eval.report.evidence import Evidence
-from plt_eval.report.sections import agreement_sentence, all_sections
+from plt_eval.report.sections import all_sections
+from plt_eval.report.sections.evaluation import agreement_sentence
 
 NAME = "report.html"
 """The page, where the user names none: beside the diagnosis with the most loops."""

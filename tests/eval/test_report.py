@@ -6,6 +6,7 @@ import dataclasses
 import html
 import json
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -30,15 +31,17 @@ from plt_eval.errors import UserError
 from plt_eval.models import BUNDLED, resolve_model
 from plt_eval.report.blocks import Folded, Page, Section, Table, Text, markdown_text, render
 from plt_eval.report.evidence import Evidence, agreement, compare_with_evaluation, find_diagnoses, gather
-from plt_eval.report.page import Written, answer_sentence, build_page, report_json, write_report
+from plt_eval.report.page import Written, answer_sentence, build_page, report_json
 from plt_eval.report.scores import Gap, Measured, Score, find_studies, run_scores, study_scores
-from plt_eval.report.sections import STANCES, interval_digits, scores, warnings, with_interval
+from plt_eval.report.sections.account import warnings
+from plt_eval.report.sections.cells import interval_digits, with_interval
+from plt_eval.report.sections.evaluation import scores
+from plt_eval.report.sections.rule import STANCES
 from plt_eval.runner import Settings as RunSettings
 from plt_eval.runner import run
 from plt_eval.store import Run
 from plt_eval.study.records import read_study
 
-COMMAND = ("plt-eval", "report", "--results", "somewhere")
 HOSTILE = "<script>alert(1)</script>\"'><img src=http://evil.example/x onerror=x> $\\frac{ [a](javascript:x) | `b`"
 
 
@@ -68,8 +71,14 @@ def evidence(results: Path) -> Evidence:
 
 
 @pytest.fixture(scope="session")
-def page(evidence: Evidence) -> Page:
-    return build_page(evidence, COMMAND)
+def arguments(results: Path) -> tuple[str, ...]:
+    """What writes the page."""
+    return ("report", "--results", str(results), "--out", str(results / "deep" / "page.html"))
+
+
+@pytest.fixture(scope="session")
+def page(evidence: Evidence, arguments: tuple[str, ...]) -> Page:
+    return build_page(evidence, ("plt-eval", *arguments))
 
 
 @pytest.fixture(scope="session")
@@ -236,7 +245,9 @@ def _benchmark(row: str) -> bool:
     )
 
 
-def test_how_it_was_measured_names_hashes_versions_and_commands(evidence: Evidence, html_text: str) -> None:
+def test_how_it_was_measured_names_hashes_versions_and_commands(
+    evidence: Evidence, html_text: str, arguments: tuple[str, ...]
+) -> None:
     words = parsed(html_text).words
     for diagnosis in evidence.diagnoses.values():
         manifest = diagnosis.manifest
@@ -245,15 +256,7 @@ def test_how_it_was_measured_names_hashes_versions_and_commands(evidence: Eviden
     assert "torch 2" in words
     for loops in (1, 2, 4):
         assert f"plt-eval diagnose --model plt-tiny:r{loops}" in words
-    assert "plt-eval report --results somewhere" in words
-
-
-def test_the_same_files_give_the_same_bytes(evidence: Evidence, html_text: str, markdown: str, tmp_path: Path) -> None:
-    written = write_report(evidence, tmp_path / "deep" / "page.html", command=COMMAND)
-    assert written.html.read_text() == html_text
-    assert written.markdown == tmp_path / "deep" / "page.md"
-    assert written.markdown.read_text() == markdown
-    assert written.answer == answer_sentence(evidence)
+    assert f"plt-eval {shlex.join(arguments)}" in words
 
 
 # --- other people's words -----------------------------------------------------------------------------
@@ -276,8 +279,8 @@ def test_hostile_names_are_text_and_nothing_else(evidence: Evidence, tmp_path: P
         manifest["sessions"][0]["command"] = ["plt-eval", HOSTILE, "```\nrm -rf /"]
         manifest["sessions"][0]["hardware"]["cpu"] = HOSTILE
 
-    copy = _rewritten(evidence.main.path, tmp_path / "runs" / "bad", poison)
-    found = gather({4: open_diagnosis(copy)}, tmp_path, [HOSTILE])
+    copy = _rewritten(evidence.diagnoses[2].path, tmp_path / "runs" / "bad", poison)
+    found = gather({2: open_diagnosis(copy)}, tmp_path, [HOSTILE])
     page = build_page(found, ("plt-eval", "report", HOSTILE))
     text, twin = render(page, "html"), render(page, "md")
     reader = parsed(text)
@@ -336,7 +339,7 @@ def test_the_answer_in_one_sentence(evidence: Evidence, loops: int | None, safe:
 
 def test_one_loop_alone_gives_a_page_that_says_so(evidence: Evidence, tmp_path: Path) -> None:
     found = gather({1: evidence.diagnoses[1]}, tmp_path)
-    page = build_page(found, COMMAND)
+    page = build_page(found, ())
     text = render(page, "html")
     assert "a model that runs one loop shows nothing" in page.answer
     assert "it needs a diagnosis at 2 or more loops" in parsed(text).words
@@ -582,19 +585,20 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(done.value.code or 0)
 
 
-def test_the_command_prints_the_answer_and_where_it_is(
-    results: Path,
+def test_the_command_prints_the_answer_and_writes_the_same_bytes_again(
     evidence: Evidence,
+    arguments: tuple[str, ...],
+    html_text: str,
+    markdown: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
 ) -> None:
-    out = tmp_path / "page.html"
-    run_id = evidence.main.path.name
-    assert command(monkeypatch, "report", run_id, "--results", str(results), "--out", str(out)) == 0
-    printed = capsys.readouterr()
+    assert command(monkeypatch, *arguments) == 0
+    printed, out = capsys.readouterr(), Path(arguments[-1])
     assert printed.out.splitlines() == [answer_sentence(evidence), str(out), str(out.with_suffix(".md"))]
-    assert f"plt-eval report {run_id} --results" in out.read_text()
+    assert printed.err.splitlines()[-1].startswith("no RUN given: the newest complete set of plt-tiny")
+    assert out.read_text() == html_text
+    assert out.with_suffix(".md").read_text() == markdown
 
 
 def test_json_is_for_programs(evidence: Evidence, tmp_path: Path) -> None:
