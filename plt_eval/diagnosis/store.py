@@ -58,8 +58,9 @@ class Diagnosis:
 
     def metrics(self) -> DiagnosisMetrics | None:
         """None until the diagnosis is complete. Raises UserError."""
-        path = self.path / METRICS
-        return read_record(path, DiagnosisMetrics, SCHEMA_VERSION) if path.exists() else None
+        if self.manifest.status != "complete":
+            return None
+        return read_record(self.path / METRICS, DiagnosisMetrics, SCHEMA_VERSION)
 
     def samples(self) -> Iterator[DiagnosedSample]:
         """The last line on each sample, by index. Raises UserError."""

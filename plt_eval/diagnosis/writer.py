@@ -47,8 +47,6 @@ from plt_eval.store import MANIFEST, METRICS, SAMPLES, as_json, check_run_id, ch
 _MEMBERS = b"samples"
 """Where a part's file of rows says which samples it is of: one may have no rows."""
 
-_TABLES = (LOOPS, HEADS, SUMMARY, METRICS)
-
 
 class DiagnosisWriter:
     """Use as a context manager: leaving it closes the journal and lets go of the lock, whatever happened."""
@@ -94,9 +92,7 @@ class DiagnosisWriter:
 
     def begin(self, manifest: DiagnosisManifest) -> None:
         """Start a session: `manifest` is that of a first one, with the session as its only one; what an earlier one
-        wrote goes on to count. Tables that an earlier session did not come to declare complete go."""
-        for name in _TABLES:
-            (self.path / name).unlink(missing_ok=True)
+        wrote goes on to count."""
         if self.manifest is not None:
             sessions = (*self.manifest.sessions, *manifest.sessions)
             manifest = manifest.model_copy(
