@@ -36,7 +36,10 @@ from plt_eval.runner import Settings
 from plt_eval.runner import run as run_suite
 
 PROJECT = Path(__file__).parents[2]
-MEANS = pytest.mark.parametrize("figure", [f for f in FIGURES.values() if f.name not in ("fig4", "fig7")], ids=str)
+EACH = pytest.mark.parametrize("figure", FIGURES.values(), ids=FIGURES)
+MEANS = pytest.mark.parametrize(
+    "figure", [FIGURES[name] for name in ("fig2", "fig3", "fig5", "fig6")], ids=lambda f: f.name
+)
 
 
 class Cli:
@@ -250,7 +253,7 @@ def test_own_rows_are_the_default_variants_means_over_all_layers(figure: LoopFig
     assert [*same["value"]] == [row["value"]]
 
 
-@pytest.mark.parametrize("figure", FIGURES.values(), ids=str)
+@EACH
 def test_published_rows_are_the_papers_and_only_those(figure: LoopFigure, results: Path) -> None:
     data = prepared(figure, results)
     assert {*data["origin"]} <= {"own", "published"}
@@ -331,7 +334,7 @@ def test_a_model_without_a_gate_still_has_figure_5(tmp_path: Path) -> None:
     assert any("no gate" in text.get_text() for axes in canvas.axes for text in axes.texts)
 
 
-@pytest.mark.parametrize("figure", FIGURES.values(), ids=str)
+@EACH
 def test_published_numbers_are_drawn_grey_open_and_labelled(figure: LoopFigure, results: Path) -> None:
     data = prepared(figure, results)
     with style.drawing():
@@ -356,7 +359,7 @@ def test_published_numbers_are_drawn_grey_open_and_labelled(figure: LoopFigure, 
     assert figure.name != "fig7" or sum(LABEL in title for title in titles) == 1
 
 
-@pytest.mark.parametrize("figure", FIGURES.values(), ids=str)
+@EACH
 def test_figures_draw_into_a_figure_that_is_given(figure: LoopFigure, results: Path) -> None:
     data = prepared(figure, results)
     with style.drawing():
@@ -401,9 +404,11 @@ def test_no_label_is_cut_off_or_covers_another(results: Path) -> None:
 def test_a_figure_is_the_same_bytes_whatever_the_users_settings(
     form: str, results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    data = prepared(FIGURES["fig5"], results)
+
     def drawn() -> bytes:
         with style.drawing():
-            canvas = FIGURES["fig7"].draw(prepared(FIGURES["fig7"], results))
+            canvas = FIGURES["fig5"].draw(data)
         return style.to_bytes(style.root_figure(canvas), form)
 
     first = drawn()
@@ -473,7 +478,7 @@ def test_benchmarks_of_evaluations_stand_by_loop_count(tmp_path: Path) -> None:
     assert [row[0] for row in own.rows] == ["R=1", "R=2"], "the run on fewer problems does not compare"
     metrics = found.runs["sums"][2].metrics()
     assert metrics is not None
-    right = metrics.metrics["sums.right" if "sums.right" in metrics.metrics else "right"]
+    right = metrics.metrics["right"]
     assert own.rows[1][1] == f"{100 * right.value:.1f} [{100 * right.low:.1f}, {100 * right.high:.1f}]"
     assert len(printed.rows) == 18
     assert printed.rows[1][:3] == ("LoopCoder-v2, R=2", "84.1", "73.9")
@@ -522,20 +527,23 @@ def test_tables_are_whole_in_every_form(name: str, results: Path) -> None:
 
 
 def test_the_command_writes_the_same_bytes_again(results: Path, tmp_path: Path, cli: Cli) -> None:
-    for out in ("a", "b"):
-        code, text, err = cli(
-            "figures", "--results", results, "--model", "toy", "--out", tmp_path / out, "--format", "pdf"
-        )
-        assert (code, err) == (0, "")
-    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    first, again = tmp_path / "first", tmp_path / "again"
+    asked = ["figures", "--results", results, "--model", "toy", "--format", "pdf", "--out"]
+    code, text, err = cli(*asked, first)
+    assert (code, err) == (0, "")
+    assert "fig2.{pdf,csv}" in text
+    names = sorted(path.name for path in first.iterdir())
     figures = [f"fig{n}.{form}" for n in range(2, 8) for form in ("csv", "pdf")]
     tables = [f"table{n}.{form}" for n in (2, 3, 4) for form in ("csv", "md", "tex")]
     assert names == sorted([*figures, *tables, "sources.json"])
-    for name in names:
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
-    sources = json.loads((tmp_path / "a" / "sources.json").read_text())
-    assert [*sources["diagnoses"]] == ["1", "2", "3", "4"]
-    assert "fig2.{pdf,csv}" in text
+    assert cli(*asked, again, "--only", "table4,fig7,table2,table3")[0] == 0
+    for path in again.iterdir():
+        assert path.read_bytes() == (first / path.name).read_bytes(), path.name
+    assert {path.name for path in again.iterdir()} == {"fig7.pdf", "fig7.csv", *tables, "sources.json"}
+    for name, figure in FIGURES.items():
+        table = prepared(figure, results).to_csv(index=False, float_format="%.10g", lineterminator="\n")
+        assert (first / f"{name}.csv").read_text() == table
+    assert [*json.loads((first / "sources.json").read_text())["diagnoses"]] == ["1", "2", "3", "4"]
 
 
 def test_missing_runs_leave_figures_out_with_the_command_that_makes_them(tmp_path: Path, cli: Cli) -> None:
@@ -605,18 +613,19 @@ def test_real_diagnoses_of_the_bundled_family_are_drawn(tmp_path: Path, cli: Cli
     runs = ["--results", tmp_path / "runs", "--samples", "9", "--sequence-length", "48"]
     code, _, err = cli("diagnose", "--model", "plt-tiny", "--loops", "1,3", *runs, "--device", "cpu")
     assert code == 0, err
-    code, text, err = cli("figures", "--results", tmp_path, "--out", tmp_path / "out", "--format", "svg")
+    only = ["--only", "fig2,fig4", "--format", "svg"]
+    code, text, err = cli("figures", "--results", tmp_path, "--out", tmp_path / "out", *only)
     assert (code, err) == (0, "")
     assert "drawn for plt-tiny" in text
-    assert "left out" not in text
-    for name in FIGURES:
+    for name in ("fig2", "fig4"):
         ElementTree.parse(tmp_path / "out" / f"{name}.svg")
-        own = pd.read_csv(tmp_path / "out" / f"{name}.csv").query("origin == 'own'")
+    found = collect(tmp_path)
+    for figure in FIGURES.values():
+        own = figure.prepare(found.diagnoses, found.name).query("origin == 'own'")
         assert {*own["model"]} == {"plt-tiny"}
         assert {*own["n"]} == {9}
-    summary = open_diagnosis(next((tmp_path / "runs").glob("*-r3-*"))).summary()
-    drawn = pd.read_csv(tmp_path / "out" / "fig2.csv").query(
-        "measurement == 'step_size' and loops == 3 and origin == 'own'"
-    )
+    summary = found.diagnoses[3].summary()
+    drawn = pd.read_csv(tmp_path / "out" / "fig2.csv")
+    drawn = drawn.query("measurement == 'step_size' and loops == 3 and origin == 'own'")
     rows = summary[(summary["measurement"] == "step_size") & (summary["variant"] == "raw") & summary["position"].isna()]
     assert [*drawn["value"]] == pytest.approx([*rows.sort_values("loop")["value"]])
