@@ -31,6 +31,9 @@ from plt_eval.report.reference import LABEL, published
 
 COLUMNS = ("origin", "model", "loops", "loop", "measurement", "variant", "value", "low", "high", "n")
 
+LONGEST_NAME = 40
+"""Characters of a model's name in a headline."""
+
 Canvas = Figure | SubFigure
 Diagnoses = Mapping[int, Diagnosis]
 """By loop count."""
@@ -106,8 +109,10 @@ def of(data: pd.DataFrame, origin: str, measurement: str | None = None) -> pd.Da
 
 
 def name_of(data: pd.DataFrame) -> str:
-    """The own model's name."""
-    return str(of(data, "own")["model"].iloc[0])
+    """The own model's name, as figures can show it: a long one shortened, no character that starts a formula."""
+    name = str(of(data, "own")["model"].iloc[0])
+    short = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+    return short.replace("$", r"\$")
 
 
 def paper_loops(loops: Sequence[int], wanted: int) -> int:

@@ -41,7 +41,8 @@ _GAIN_LABEL = r"output shift $\Delta_p$ (nats, log scale)"
 def prepare_scissors(diagnoses: Diagnoses, name: str) -> pd.DataFrame:
     """The rows of figure 3; see figures.common.COLUMNS. Raises NoData."""
     own = own_rows(diagnoses, name, [GAIN, COST], fewest_loops=2)
-    own = pd.concat([own, *(_ratios(each, name) for each in diagnoses.values())], ignore_index=True)
+    measured = [each for each in diagnoses.values() if {GAIN, COST} <= {*each.manifest.measurements}]
+    own = pd.concat([own, *(_ratios(each, name) for each in measured)], ignore_index=True)
     printed = pd.concat([published_rows("table3", [GAIN]), published_rows("figure3")], ignore_index=True)
     return both(own, printed)
 

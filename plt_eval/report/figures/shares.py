@@ -49,12 +49,14 @@ def prepare_shares(diagnoses: Diagnoses, name: str) -> pd.DataFrame:
         raise NoData(f"it needs a diagnosis at {FEWEST_LOOPS} or more loops")
     frames = []
     for loops, diagnosis in diagnoses.items():
-        if loops < FEWEST_LOOPS:
+        if loops < FEWEST_LOOPS or not {*SHARED} & {*diagnosis.manifest.measurements}:
             continue
         found = shares(diagnosis.rows(list(SHARED)))
         found["measurement"] = found["measurement"].astype(str) + "_share"
         found[["value", "low", "high"]] *= 100.0
         frames.append(found.assign(origin="own", model=name, loops=loops))
+    if not frames:
+        raise NoData(f"the diagnoses of it hold no {' and no '.join(SHARED)}")
     own = pd.concat(frames, ignore_index=True)
     missing = [lens for lens in LENSES if not (own["measurement"] == lens).any()]
     if missing:
