@@ -227,25 +227,19 @@ def agreement(measured: Measured, recommended: int | None) -> Agreement:
         )
     if gap.clear:
         return Agreement(measured, "disagrees", f"R={best} is clearly better than R={recommended}")
+    first = "has the best value" if best == recommended else f"cannot be told from the best, R={best}"
     if level == recommended:
-        why = "has the best value" if best == recommended else f"is not told from the best, R={best}"
         smaller = "" if level == min(measured.gaps) else ", and every smaller one is clearly worse"
-        return Agreement(measured, "agrees", f"R={recommended} {why}{smaller}")
-    first = "is the best" if best == recommended else f"is not told from the best, R={best}"
-    return Agreement(
-        measured, "cannot tell", f"R={recommended} {first}, but neither is {_smaller(measured, recommended)}"
-    )
+        return Agreement(measured, "agrees", f"R={recommended} {first}{smaller}")
+    rivals = [loops for loops, each in sorted(measured.gaps.items()) if loops < recommended and not each.clear]
+    others = ", ".join(f"R={loops}" for loops in rivals)
+    return Agreement(measured, "cannot tell", f"R={recommended} {first}; no telling {others} from it either")
 
 
 def _level(measured: Measured) -> str:
     if measured.level is None:
         return "and nothing says how clearly"
     return "clearly" if measured.level == measured.best else f"but R={measured.level} cannot be told from it"
-
-
-def _smaller(measured: Measured, recommended: int) -> str:
-    level = [loops for loops, gap in measured.gaps.items() if loops < recommended and not gap.clear]
-    return ", ".join(f"R={loops}" for loops in sorted(level)) or "another"
 
 
 def compare_with_evaluation(family: str, results: Path) -> list[Case]:
@@ -324,7 +318,7 @@ def _studies_of(diagnoses: Collection[Diagnosis], results: Path, notes: list[str
         if keys & each.weights.keys():
             found.append(each)
         elif families & {each.folder.resolve().name, each.study.recipe.get("name")}:
-            notes.append(f"study {each.folder} has the name of this family, but other weights: not shown")
+            notes.append(f"{each.title} has the name of this family, but other weights: not shown")
     return found
 
 

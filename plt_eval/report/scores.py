@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from plt_eval.errors import UserError
+from plt_eval.models import BUNDLED
 from plt_eval.records import MetricRecord
 from plt_eval.store import Run, open_run
 from plt_eval.study.records import STUDY, HeldOutRecord, Study, Variant, read_study
@@ -120,6 +121,12 @@ class FoundStudy:
     study: Study
 
     @property
+    def title(self) -> str:
+        """As in "the study results/plt-tiny", and without the place where this package is installed."""
+        bundled = self.folder.parent.resolve() == BUNDLED.resolve()
+        return f"the study of the bundled {self.folder.name}" if bundled else f"the study {self.folder}"
+
+    @property
     def weights(self) -> dict[tuple[str, int], int]:
         """The seed of each (weights hash, loop count)."""
         return {(each.weights_sha256, each.loops): each.seed for each in self.study.variants}
@@ -161,7 +168,7 @@ def study_scores(found: FoundStudy, *, seed: int) -> list[Measured]:
     """Held-out text, then suites, of the variants of one seed; only what at least two loop counts have."""
     variants = sorted((each for each in found.study.variants if each.seed == seed), key=lambda each: each.loops)
     several = f", seed {seed}" if len(found.study.seeds) > 1 else ""
-    source = f"study {found.folder}{several}"
+    source = f"{found.title}{several}"
     entries = list(dict.fromkeys(entry for variant in variants for entry in variant.heldout))
     measures = [_heldout(found, variants, entry, source) for entry in entries]
     suites = list(dict.fromkeys(suite for variant in variants for suite in variant.suites))

@@ -187,7 +187,7 @@ def test_every_vote_is_there_with_its_number_interval_and_reason(evidence: Evide
         if vote.value is None:
             assert f"{row} - - {vote.quantity} {' '.join(vote.reason.split())}" in words
         else:
-            cell = with_interval(vote.value, vote.low, vote.high).replace("\n", " ")
+            cell = with_interval(vote.value, vote.low, vote.high, line=vote.line).replace("\n", " ")
             assert vote.low is None or "[" in cell
             assert f"{row} {cell} {vote.line:.3g} {vote.quantity} {vote.reason.rpartition(' (')[0]}" in words
     for loop in (2, 3, 4):
@@ -344,6 +344,8 @@ def test_one_loop_alone_gives_a_page_that_says_so(evidence: Evidence, tmp_path: 
     assert "a model that runs one loop shows nothing" in page.answer
     assert "it needs a diagnosis at 2 or more loops" in parsed(text).words
     assert not page.sure
+    assert found.name == "plt-tiny:r1"
+    assert evidence.name == "plt-tiny"
 
 
 def test_values_that_are_not_finite_are_said(evidence: Evidence) -> None:
@@ -559,12 +561,20 @@ def test_what_does_not_compare_is_refused(results: Path, evidence: Evidence, tmp
         ((float("nan"), 0.0, 1.0), "-"),
         ((None, None, None), "-"),
         ((-1.2e-9, -2e-9, -1e-9), "-1e-09"),
+        ((1e-9, -0.05, 0.06), "0.00\n[-0.05, 0.06]"),
+        ((-0.00001, -0.05, 0.05), "0.00\n[-0.05, 0.05]"),
     ],
 )
 def test_numbers_have_the_digits_that_their_interval_bears(
     numbers: tuple[float | None, float | None, float | None], text: str
 ) -> None:
     assert with_interval(*numbers) == text
+
+
+def test_an_end_never_looks_as_if_it_were_the_line() -> None:
+    assert with_interval(-0.0764, -0.157, 0.0042) == "-0.08\n[-0.16, 0.00]"
+    assert with_interval(-0.0764, -0.157, 0.0042, line=0.0) == "-0.076\n[-0.157, 0.004]"
+    assert with_interval(0.1, 0.0, 0.2, line=0.0) == "0.10\n[0.00, 0.20]"  # it is the line
 
 
 @given(st.floats(1e-5, 1e5), st.floats(1e-5, 1e5))

@@ -11,17 +11,22 @@ def number(value: float | None, decimals: int | None = None) -> str:
     if value is None or not math.isfinite(value):
         return "-"
     if decimals is not None:
-        return f"{value:,.{decimals}f}"
+        text = f"{value:,.{decimals}f}"
+        return text if any(digit in text for digit in "123456789") else text.removeprefix("-")
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".removesuffix(".")
 
 
 _ROUNDING = 1e-6
 """Of float32: below it there is nothing to tell digits of."""
 
+_MOST_DECIMALS = 6
 
-def with_interval(value: float | None, low: float | None, high: float | None, form: str | None = None) -> str:
-    """The value, and on a line of its own the interval, as in "0.236\n[0.121, 0.344]". Without a `form` it has as many
-    digits as the interval bears: two of its width."""
+
+def with_interval(
+    value: float | None, low: float | None, high: float | None, form: str | None = None, *, line: float | None = None
+) -> str:
+    """The value, and on a line of its own the interval, as in "0.236\\n[0.121, 0.344]". Without a `form` it has as many
+    digits as the interval bears: two of its width, and more where an end would else look as if it were the `line`."""
     if value is None or not math.isfinite(value):
         return "-"
     known = low is not None and high is not None and math.isfinite(low) and math.isfinite(high)
@@ -29,17 +34,21 @@ def with_interval(value: float | None, low: float | None, high: float | None, fo
         return f"{value:{form}}\n[{low:{form}}, {high:{form}}]" if known else f"{value:{form}}"
     if not known or low == high:
         return number(value)
-    if abs(value) < _ROUNDING:
-        return f"{value:.0e}"
     assert low is not None
     assert high is not None
+    if max(abs(low), abs(high)) < _ROUNDING:
+        return f"{value:.0e}"
     decimals = interval_digits(high - low)
+    while (
+        decimals < _MOST_DECIMALS and line in (round(low, decimals), round(high, decimals)) and line not in (low, high)
+    ):
+        decimals += 1
     return f"{number(value, decimals)}\n[{number(low, decimals)}, {number(high, decimals)}]"
 
 
 def interval_digits(width: float) -> int:
-    """Decimals that show two digits of a width > 0; at most six."""
-    return min(6, max(0, 1 - math.floor(math.log10(width))))
+    """Decimals that show two digits of a width > 0; at most _MOST_DECIMALS."""
+    return min(_MOST_DECIMALS, max(0, 1 - math.floor(math.log10(width))))
 
 
 def estimate(row: Any, form: str | None = None) -> str:
@@ -49,10 +58,12 @@ def estimate(row: Any, form: str | None = None) -> str:
 
 
 def loops_or_open(loops: int | None) -> str:
+    """As in "2 loops"."""
     return "not enough evidence" if loops is None else count_of(loops, "loop")
 
 
 def count_of(count: int, thing: str) -> str:
+    """As in "1 core", "2 cores"."""
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
@@ -62,6 +73,7 @@ def sentence(text: str) -> str:
 
 
 def size(count: int | None) -> str:
+    """Bytes in MiB; "-" where unknown."""
     return "-" if count is None else f"{count / 2**20:,.0f} MiB"
 
 

@@ -61,7 +61,8 @@ def shares(evidence: Evidence) -> Section:
 
     def table(data: pd.DataFrame) -> Table:
         loops = sorted(int(loop) for loop in data["loop"].unique())
-        rows, grey = [], []
+        rows: list[tuple[str, ...]] = []
+        grey = []
         for (origin, count, lens), group in data.groupby(["origin", "loops", "measurement"], sort=False):
             if origin == "published":
                 grey.append(len(rows))

@@ -66,7 +66,7 @@ def _vote_table(cast: Sequence[Vote], caption: str) -> Table:
         (
             vote.lens,
             STANCES[vote.stance],
-            with_interval(vote.value, vote.low, vote.high),
+            with_interval(vote.value, vote.low, vote.high, line=vote.line),
             "-" if vote.line is None else f"{vote.line:.3g}",
             vote.quantity,
             _meaning(vote),
