@@ -85,6 +85,7 @@ def measure(
     chosen = select(measurements)
     _check(model, ids_BS, mask_BS, samples)
     ids_BS, mask_BS = ids_BS.to(model.device), mask_BS.to(model.device, torch.bool)
+    ids_BS, mask_BS = _aligned(ids_BS, mask_BS)
     needs = {measurement.reads for measurement in chosen}
     further = any(measurement.name == "fixed_point_gap" for measurement in chosen)
     trace = LoopTrace(model, ids_BS, mask_BS, set(needs), further)
@@ -154,6 +155,15 @@ def _sampled(mask_BS: Tensor) -> Tensor:
     return sampled
 
 
+def _aligned(ids_BS: Tensor, mask_BS: Tensor) -> tuple[Tensor, Tensor]:
+    """All samples from the first column on, with their own first token as padding. On the left, padding would shift
+    positions, which a gate in query mode reads; and a padding token whose embedding is not finite would reach the
+    others, since 0 times NaN is NaN."""
+    order_BS = (~mask_BS).int().argsort(dim=1, stable=True)
+    ids_BS, mask_BS = ids_BS.gather(1, order_BS), mask_BS.gather(1, order_BS)
+    return ids_BS.where(mask_BS, ids_BS[:, :1]), mask_BS
+
+
 def _check(model: LoopedModel, ids_BS: Tensor, mask_BS: Tensor, samples: Sequence[int]) -> None:
     if ids_BS.dim() != 2 or ids_BS.shape != mask_BS.shape or len(samples) != len(ids_BS):
         raise ValueError(
@@ -161,6 +171,7 @@ def _check(model: LoopedModel, ids_BS: Tensor, mask_BS: Tensor, samples: Sequenc
         )
     if not bool(mask_BS.bool().any(1).all()):
         raise ValueError("a sample without a token cannot be measured")
-    highest = int(ids_BS.max())
-    if highest >= model.shape.vocab or int(ids_BS.min()) < 0:
-        raise ValueError(f"token id {highest} is outside of the model's vocabulary of {model.shape.vocab}")
+    real = ids_BS[mask_BS.bool()]
+    bad = real[(real < 0) | (real >= model.shape.vocab)]
+    if len(bad):
+        raise ValueError(f"token id {int(bad[0])} is outside of the model's vocabulary of {model.shape.vocab}")

@@ -340,7 +340,7 @@ class PLTModel(PLTPreTrainedModel):
         cache = self._cache(past_key_values, bool(use_cache))
         past = 0 if cache is None else cache.get_seq_length()
         mask = self._mask(attention_mask, embeds, past)
-        rope = self.rope(embeds, position_ids, past)
+        rope = self.rope(embeds, position_ids, past, mask)
         trace = _Trace(wanted=output_loop_states)
         if cache is not None and embeds.shape[1] == 1 and self.config.one_trip_decode:
             self._one_trip(embeds, rope, mask, past, cache, trace)
@@ -380,9 +380,15 @@ class PLTModel(PLTPreTrainedModel):
         mask = attention_mask.to(device=embeds.device, dtype=torch.bool)
         return None if bool(mask.all()) else mask
 
-    def rope(self, embeds: Tensor, position_ids: Tensor | None = None, past: int = 0) -> tuple[Tensor, Tensor]:
-        """Rotary cosines and sines [1 or B, S, K] at the given positions, or at past..past+S-1."""
-        if position_ids is None:
+    def rope(
+        self, embeds: Tensor, position_ids: Tensor | None = None, past: int = 0, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Rotary cosines and sines [1 or B, S, K] at the given positions, or at past..past+S-1, counted from each row's
+        first token where `mask` [B, past + S] says that some are padding: a gate in query mode reads rotated queries,
+        so a row's result would otherwise depend on its padding."""
+        if position_ids is None and mask is not None:
+            position_ids = (mask.cumsum(1) - 1).clamp_min(0)[:, past:]
+        elif position_ids is None:
             position_ids = torch.arange(past, past + embeds.shape[1], device=embeds.device)[None]
         cos, sin = self.rotary_emb(embeds, position_ids=position_ids)
         return cos, sin

@@ -140,13 +140,14 @@ def test_a_request_longer_than_any_slice(window: int) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_left_padding_changes_nothing(backend: str, mode: str) -> None:
+@pytest.mark.parametrize("given", [True, False], ids=["positions given", "positions from the mask"])
+def test_left_padding_changes_nothing(backend: str, mode: str, given: bool) -> None:
     settings = tiny(**MODES[mode])
     model = build(settings, backend=backend)
     rows = [tokens(9), tokens(1, seed=1), tokens(4, seed=2)]
     ids, mask, where = left_padded(rows)
     with torch.no_grad():
-        out = model(ids, attention_mask=mask, position_ids=where, output_loop_states=True)
+        out = model(ids, attention_mask=mask, position_ids=where if given else None, output_loop_states=True)
     for b, ids_of_row in enumerate(rows):
         trace = reference_of(model, settings).run(ids_of_row)
         assert_same_run(out, trace, row=b, skip=9 - len(ids_of_row))

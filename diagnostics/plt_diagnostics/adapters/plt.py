@@ -55,7 +55,7 @@ class PLTAdapter:
         embeds = base.embed_tokens(ids_BS)
         run = LoopRun(ids_BS, mask_BS, None if right_padded(mask_BS) else mask_BS, [embeds])
         keep = keep and self._kept_bytes(ids_BS) <= self._keep_bytes
-        rope = self._rope(embeds)
+        rope = self._rope(run)
         shared: Shared = [(None, None)] * self.shape.layers
         for loop in range(self.shape.loops):
             with Capture(self._attentions() if keep else [], ("q_proj", "k_proj", "plt_gate")) as capture:
@@ -76,7 +76,7 @@ class PLTAdapter:
                 yield self._branches([next(loop) for loop in kept])
             run.kept.clear()
             return
-        rope = self._rope(run.raw[0])
+        rope = self._rope(run)
         states = [self._input(run, loop) for loop in range(self.shape.loops)]
         for i, attention in enumerate(self._attentions()):
             shared: Shared = [(None, None)]
@@ -93,7 +93,7 @@ class PLTAdapter:
         """The state as the loops hand it on, through the layers with plain causal attention: no shift, no embedding."""
         x = self.model.model.handed_on(state_BSD)
         shared: Shared = [(None, None)] * self.shape.layers
-        return self._loop(0, x, shared, self._rope(run.raw[0]), run.key_mask_BS)[0]
+        return self._loop(0, x, shared, self._rope(run), run.key_mask_BS)[0]
 
     def loop_input(self, run: LoopRun, handed_on_BSD: Tensor) -> tuple[Tensor, Tensor]:
         """a * E and b * z; the sequential baseline reads z alone."""
@@ -114,8 +114,8 @@ class PLTAdapter:
     def _attentions(self) -> list[Any]:
         return [layer.self_attn for layer in self.model.model.layers]
 
-    def _rope(self, embeds: Tensor) -> Rope:
-        return self.model.model.rope(embeds)
+    def _rope(self, run: LoopRun) -> Rope:
+        return self.model.model.rope(run.raw[0], mask=run.key_mask_BS)
 
     def _input(self, run: LoopRun, loop: int) -> Tensor:
         """What the loop (from 0) reads: [B, S, D]."""
