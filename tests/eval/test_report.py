@@ -57,11 +57,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _diagnose(out: Path, loops: int, *, samples: int = 12) -> Path:
+def _diagnose(out: Path, loops: int, *, samples: int = 12, measurements: tuple[str, ...] | None = None) -> Path:
     subject = Subject.of(resolve_model(f"plt-tiny:r{loops}"), device="cpu")
     drawn = draw([open_corpus("trace")], tokenizer="bytes", samples=samples, sequence_length=40)
     command = ("plt-eval", "diagnose", "--model", f"plt-tiny:r{loops}")
-    return diagnose(subject, drawn, Settings(results=out, command=command)).diagnosis.path
+    return diagnose(subject, drawn, Settings(out, measurements, command=command)).diagnosis.path
 
 
 @pytest.fixture(scope="session")
@@ -363,6 +363,17 @@ def test_values_that_are_not_finite_are_said(evidence: Evidence) -> None:
     assert warnings(evidence).blocks[0] == Text("All measured values were finite.")
 
 
+def test_a_diagnosis_of_two_measurements_has_a_page(tmp_path: Path) -> None:
+    path = _diagnose(tmp_path / "runs", 3, measurements=("gate", "step_size"))
+    found = gather({3: open_diagnosis(path)}, tmp_path)
+    words = parsed(render(build_page(found, ()), "html")).words
+    assert found.answer.loops is None
+    assert "Not drawn: gain-cost scissors" in words
+    assert "output_shift was not measured" in words
+    assert "Step size (raw)" in words
+    assert "Offset cost" not in words
+
+
 def test_few_samples_are_a_warning(markdown: str) -> None:
     assert "Fewer than 30 samples at R=1, R=2, R=4" in markdown
 
@@ -507,6 +518,25 @@ def test_scores_of_other_weights_are_not_shown(evidence: Evidence, tmp_path: Pat
     assert isinstance(said, Text)
     assert said.text.startswith("No task scores of these models were found")
     assert evidence.agreements
+
+
+def test_evaluation_runs_of_the_same_weights_and_loops_are_shown(evidence: Evidence, tmp_path: Path) -> None:
+    opened = {loops: evidence.diagnoses[loops] for loops in (2, 4)}
+    own = {loops: one.manifest.model.weights_sha256 for loops, one in opened.items()}
+    for name, loops, weights in (("two", 2, own[2]), ("four", 4, own[4]), ("other", 1, "0" * 64), ("moved", 3, own[4])):
+        suite, engine = SumSuite(12), SumEngine(loops=loops)
+        settings = RunSettings(tmp_path / name, Decoding(temperature=0.5), scoring_workers=1)
+        path = run(suite, suite.load(None), engine, NoSandbox, settings).run.path
+
+        def named(manifest: dict[str, Any], weights: str = weights) -> None:
+            manifest["identity"]["engine_identity"]["weights_sha256"] = weights
+
+        _rewritten(path, tmp_path / "results" / "runs" / name, named)
+    found = gather(opened, tmp_path / "results")
+    shown = {each.measured.name: each.measured for each in found.agreements}
+    assert [score.loops for score in shown["right"].scores] == [2, 4]
+    assert shown["right"].source == f"evaluation runs in {tmp_path / 'results' / 'runs'}"
+    assert {gap.how for gap in shown["right"].gaps.values()} == {"itself", "same problems"}
 
 
 # --- which runs ---------------------------------------------------------------------------------------
