@@ -108,7 +108,10 @@ class Vote(BaseModel):
     by_value: bool = False
     n: int = 0
     margin: float | None = None
+    meaning: str
+    """What the number says, in words alone."""
     reason: str
+    """The same with the number behind it."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,13 @@ class Lens:
 
     def _abstain(self, loop: int, quantity: str, reason: str) -> Vote:
         return Vote(
-            lens=self.name, mechanism=self.mechanism, loop=loop, stance="abstains", quantity=quantity, reason=reason
+            lens=self.name,
+            mechanism=self.mechanism,
+            loop=loop,
+            stance="abstains",
+            quantity=quantity,
+            meaning=reason,
+            reason=reason,
         )
 
     def _judge(self, test: _Test, loop: int, found: Estimate, evidence: Evidence) -> Vote:
@@ -178,6 +187,7 @@ class Lens:
             by_value=by_value,
             n=found.n,
             margin=_margin(found, test.line),
+            meaning=meaning,
             reason=f"{meaning} ({_number(test, found)})",
         )
 

@@ -189,7 +189,7 @@ def test_every_vote_is_there_with_its_number_interval_and_reason(evidence: Evide
         else:
             cell = with_interval(vote.value, vote.low, vote.high, line=vote.line).replace("\n", " ")
             assert vote.low is None or "[" in cell
-            assert f"{row} {cell} {vote.line:.3g} {vote.quantity} {vote.reason.rpartition(' (')[0]}" in words
+            assert f"{row} {cell} {vote.line:.3g} {vote.quantity} {vote.meaning}" in words
     for loop in (2, 3, 4):
         assert sum(vote.loop == loop for vote in evidence.answer.votes) == len(evidence.answer.votes) // 3
 

@@ -69,18 +69,12 @@ def _vote_table(cast: Sequence[Vote], caption: str) -> Table:
             with_interval(vote.value, vote.low, vote.high, line=vote.line),
             "-" if vote.line is None else f"{vote.line:.3g}",
             vote.quantity,
-            _meaning(vote),
+            vote.meaning,
         )
         for vote in cast
     )
     heads = ("lens", "vote", "value [95%]", "line", "of what", "why")
     return Table(caption, heads, rows, left=frozenset({0, 1, 4, 5}), cards=True)
-
-
-def _meaning(vote: Vote) -> str:
-    """The reason without the number at its end, which has columns of its own."""
-    meaning, _, number_ = vote.reason.rpartition(" (")
-    return meaning if vote.value is not None and ", line " in number_ else vote.reason
 
 
 def changes(evidence: Evidence) -> Section:
