@@ -28,7 +28,6 @@ that does not fit into what is left of the limit is passed over. (Hence a small 
 from __future__ import annotations
 
 import math
-import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,7 +42,7 @@ from torch import Tensor, nn
 
 from plt_eval.corpus.installed import STANDARD_LIBRARY
 from plt_eval.errors import UserError
-from plt_eval.journal import naming_full_disk, read_journal, sync_folder
+from plt_eval.journal import read_journal, replacing
 from plt_model.training.shards import TokenData
 
 RESAMPLES = 2000
@@ -86,14 +85,8 @@ class DocumentScores:
 
     def save(self, path: Path) -> None:
         """As .npz, in one step that a kill cannot halve. Raises DiskFull."""
-        temporary = path.with_name(f".{path.name}.tmp")
-        with naming_full_disk(path):
-            with temporary.open("wb") as stream:
-                np.savez(stream, **{name: getattr(self, name) for name in self.__dataclass_fields__})
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-            sync_folder(path.parent)
+        with replacing(path) as stream:
+            np.savez(stream, **{name: getattr(self, name) for name in self.__dataclass_fields__})
 
     @classmethod
     def load(cls, path: Path) -> DocumentScores:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from plt_eval.errors import UserError
 
@@ -130,11 +130,18 @@ def read_journal(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text` in one step that a kill or a power cut cannot halve. Raises DiskFull."""
+    with replacing(path) as stream:
+        stream.write(text.encode("utf-8"))
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write what shall stand at `path`: put there in one step when the block ends well. Raises DiskFull."""
     temporary = path.with_name(f".{path.name}.tmp")
     with naming_full_disk(path):
         try:
-            with temporary.open("w", encoding="utf-8") as stream:
-                stream.write(text)
+            with temporary.open("wb") as stream:
+                yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(path)

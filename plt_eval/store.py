@@ -60,6 +60,7 @@ EVALUATION = "evaluation"
 State = Literal["running", "complete", "incomplete", "killed"]
 _Line = TypeVar("_Line", CompletionRecord, SampleRecord)
 _File = TypeVar("_File", bound=Record)
+_Run = TypeVar("_Run")
 
 
 # --- reading ------------------------------------------------------------------------------------------
@@ -120,16 +121,24 @@ def open_run(path: Path) -> Run:
 def list_runs(root: Path, *, problem: Callable[[UserError], None] | None = None) -> list[Run]:
     """All evaluations below `root`, oldest first; none when `root` does not exist. A run that cannot be read raises
     UserError, or is handed to `problem` and left out."""
-    runs = []
+    return sorted(
+        open_folders(root, EVALUATION, open_run, problem), key=lambda run: (run.manifest.started, run.manifest.run_id)
+    )
+
+
+def open_folders(
+    root: Path, kind: str, opened: Callable[[Path], _Run], problem: Callable[[UserError], None] | None
+) -> Iterator[_Run]:
+    """The run directories of one kind below `root`, by name. One that cannot be read raises UserError, or is handed to
+    `problem` and left out."""
     for manifest in sorted(root.glob(f"*/{MANIFEST}")):
         try:
-            if run_kind(manifest.parent) == EVALUATION:
-                runs.append(open_run(manifest.parent))
+            if run_kind(manifest.parent) == kind:
+                yield opened(manifest.parent)
         except UserError as error:
             if problem is None:
                 raise
             problem(error)
-    return sorted(runs, key=lambda run: (run.manifest.started, run.manifest.run_id))
 
 
 def _last_lines(path: Path, kind: type[_Line]) -> dict[Key, _Line]:

@@ -23,7 +23,7 @@ from plt_eval.diagnosis.records import (
 )
 from plt_eval.errors import UserError
 from plt_eval.journal import read_journal
-from plt_eval.store import MANIFEST, METRICS, SAMPLES, State, first_fault, is_held, read_record, run_kind
+from plt_eval.store import MANIFEST, METRICS, SAMPLES, State, first_fault, is_held, open_folders, read_record, run_kind
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -90,15 +90,7 @@ def open_diagnosis(path: Path) -> Diagnosis:
 def list_diagnoses(root: Path, *, problem: Callable[[UserError], None] | None = None) -> list[Diagnosis]:
     """All diagnoses below `root`, oldest first; none when `root` does not exist. One that cannot be read raises
     UserError, or is handed to `problem` and left out."""
-    found = []
-    for manifest in sorted(root.glob(f"*/{MANIFEST}")):
-        try:
-            if run_kind(manifest.parent) == DIAGNOSIS:
-                found.append(open_diagnosis(manifest.parent))
-        except UserError as error:
-            if problem is None:
-                raise
-            problem(error)
+    found = open_folders(root, DIAGNOSIS, open_diagnosis, problem)
     return sorted(found, key=lambda one: (one.manifest.started, one.manifest.run_id))
 
 

@@ -14,7 +14,6 @@ parts go when the manifest says that the run is complete.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -40,7 +39,7 @@ from plt_eval.diagnosis.records import (
 )
 from plt_eval.diagnosis.store import HEADS, LOOPS, PARTS, SUMMARY, open_diagnosis, read_lines
 from plt_eval.errors import UserError
-from plt_eval.journal import Journal, naming_full_disk, sync_folder, write_atomically
+from plt_eval.journal import Journal, naming_full_disk, replacing, sync_folder, write_atomically
 from plt_eval.records import Session
 from plt_eval.store import MANIFEST, METRICS, SAMPLES, as_json, check_run_id, check_same_run, hold_folder, now
 
@@ -235,19 +234,8 @@ class DiagnosisWriter:
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Replace `path` by `table` in one step that a kill or a power cut cannot halve. Raises DiskFull."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with naming_full_disk(path):
-        try:
-            with temporary.open("wb") as stream:
-                parquet.write_table(table, stream, compression="zstd")
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
+    with replacing(path) as stream:
+        parquet.write_table(table, stream, compression="zstd")
 
 
 def merge_rows(tables: Sequence[pa.Table]) -> pa.Table:

@@ -447,7 +447,7 @@ def test_tables_are_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     table = parquet.read_table(finished.path / HEADS)
     path = tmp_path / "t.parquet"
     writing.write_table(path, table)
-    monkeypatch.setattr(writing.os, "fsync", lambda _: interrupt())
+    monkeypatch.setattr("plt_eval.journal.os.fsync", lambda _: interrupt())
     with pytest.raises(KeyboardInterrupt):
         writing.write_table(path, table.slice(0, 1))
     assert [one.name for one in tmp_path.iterdir()] == ["t.parquet"]
