@@ -82,6 +82,20 @@ def test_more_loops_read_python_better_than_one() -> None:
         assert against.high < 0
 
 
+def test_more_loops_read_and_trace_programs_better_than_one() -> None:
+    """The same of programs; and of the problems of `trace`, with intervals apart."""
+    study = read_study(FAMILY)
+    first, *others = (variant.suites["trace"].metrics["trace.exact"] for variant in study.variants)
+    for row, exact in zip(study.summary[1:], others, strict=True):
+        against = row.heldout["trace"].against_first
+        assert against is not None
+        assert against.high is not None
+        assert against.high < 0
+        assert first.high is not None
+        assert exact.low is not None
+        assert exact.low > first.high
+
+
 def test_a_member_can_be_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "stock"
     with pytest.raises(SystemExit) as ended:
