@@ -5,7 +5,7 @@
     python scripts/bench_diagnostics.py memory --loops 2              # L = 14, H = 40, D = 5120, S = 4096, float32
 
 Before anything is timed, the streamed measurements are compared with whole S x S maps on a small model; if they
-disagree, nothing is printed but that. Times are ratios of medians over interleaved rounds in one process. Memory is the
+disagree, nothing is printed but that. Times are medians of ratios over interleaved rounds in one process. Memory is the
 peak of the resident set above what it was with the model loaded; the layers of the large model share one set of
 weights, and its feed-forward is narrow, so that it fits a laptop: neither changes what the diagnostics hold.
 """

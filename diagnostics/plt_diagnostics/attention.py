@@ -145,14 +145,14 @@ def _mixture(branches: LoopBranches, key_mask_BS: Tensor | None, first: int, sto
     p = whole.p * gate[..., None]
     log_p = whole.log_p + gate.clamp_min(tiny).log()[..., None]
     start = min([found[branch.name].start for branch in branches[1:]], default=stop)
-    near, near_log = p[..., start:], log_p[..., start:]
+    near, near_log = p[..., start - whole.start :], log_p[..., start - whole.start :]
     for branch in branches[1:]:
         assert branch.weight_BHS is not None
         part = found[branch.name]
         near[..., part.start - start :] += part.p * branch.weight_BHS[:, :, first:stop, None]
     torch.maximum(near_log, near.clamp_min(tiny).log(), out=near_log)
-    _hide(log_p, key_mask_BS, first, stop, 0, None, 0.0)
-    return LoopAttention(Distribution(p, log_p), found, gate)
+    _hide(log_p, key_mask_BS, first, stop, whole.start, branches[0].window, 0.0)
+    return LoopAttention(Distribution(p, log_p, whole.start), found, gate)
 
 
 def _distribution(branch: Branch, key_mask_BS: Tensor | None, first: int, stop: int) -> Distribution:

@@ -36,7 +36,6 @@ class StateChunk:
         self.mask_BS = run.mask_BS
         self.has_left = torch.zeros_like(run.mask_BS)
         self.has_left[:, 1:] = run.mask_BS[:, 1:] & run.mask_BS[:, :-1]
-        self._as_first: dict[int, Tensor] = {}
 
     def state(self, state: State, loop: int) -> Tensor:
         """h(loop), raw or normed -> [B, S, D]; h(0) is the embedding."""

@@ -355,7 +355,7 @@ def _direction(loop: int, _: Context) -> _Test | str:
     if loop == 2:
         return (
             "the update before it is the whole first pass, from which any loop 2 turns back: two unrelated states of "
-            "one length give a cosine of -0.71"
+            "one length, with an embedding short beside them, give a cosine of -0.71"
         )
     return _Test(
         quantity=f"cosine between the updates of loops {loop} and {loop - 1}",

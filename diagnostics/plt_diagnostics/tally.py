@@ -102,12 +102,13 @@ class _Cell:
         good, bad = defined_BHS & finite, defined_BHS & ~finite
         parts_3BS = torch.stack(
             [values_BHS.double().where(good, 0.0).sum(1), good.sum(1).double(), bad.sum(1).double()]
-        )
-        self.layers[:, :, layer or 0] += parts_3BS.sum(-1).cpu().numpy()
+        ).cpu()
+        self.layers[:, :, layer or 0] += parts_3BS.sum(-1).numpy()
         if bins_BS is not None:
             sums = parts_3BS.new_zeros(self.bins.shape)
+            # On a GPU this would add in another order each time.
             sums.scatter_add_(2, bins_BS.expand_as(parts_3BS), parts_3BS)
-            self.bins += sums.cpu().numpy()
+            self.bins += sums.numpy()
 
     def parts(self) -> list[tuple[int | None, int | None, np.ndarray[Any, Any]]]:
         """(layer, position, [3, B]) of the whole, of each layer, of each bin."""
@@ -120,4 +121,4 @@ class _Cell:
 def _bins(mask_BS: Tensor) -> Tensor:
     """The bin of each token: 0 for position 0, else the position's bit length."""
     positions = (mask_BS.cumsum(1) - 1).clamp_min(0)
-    return torch.frexp(positions.double())[1].long()
+    return torch.frexp(positions.cpu().double())[1].long()

@@ -80,7 +80,7 @@ def measure(
 
     ids_BS: token ids, int64. mask_BS: False at padding, on either side. samples: the samples' indices, for the rows.
     measurements: names, None for all. Raises MeasurementError for an unknown name, ValueError for tensors that do not
-    fit one another or a sample without a token.
+    fit one another, no sample, or a sample without a token.
     """
     chosen = select(measurements)
     _check(model, ids_BS, mask_BS, samples)
@@ -169,6 +169,8 @@ def _check(model: LoopedModel, ids_BS: Tensor, mask_BS: Tensor, samples: Sequenc
         raise ValueError(
             f"ids {list(ids_BS.shape)}, mask {list(mask_BS.shape)}, {len(samples)} samples: expected [B, S] twice and B"
         )
+    if not len(ids_BS) or ids_BS.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"{len(ids_BS)} samples of {ids_BS.dtype} ids: expected at least one, of int64")
     if not bool(mask_BS.bool().any(1).all()):
         raise ValueError("a sample without a token cannot be measured")
     real = ids_BS[mask_BS.bool()]

@@ -30,6 +30,8 @@ from loops_reference import effective_rank as rank_by_svd
 from loops_reference import measure as measure_reference
 
 from plt_diagnostics.adapters.plt import PLTAdapter
+from plt_diagnostics.adapters.protocol import Branch
+from plt_diagnostics.attention import blocks
 from plt_diagnostics.rank import effective_rank, rank_of_gram
 
 EXACT = Tolerance(1e-5, {"": 1e-10, "angular_change": 1e-6})
@@ -141,6 +143,12 @@ def test_a_sample_of_padding_alone_is_refused() -> None:
     mask[1] = False
     with pytest.raises(ValueError, match="a sample without a token cannot be measured"):
         random_model(plt_num_loops=1).measure_batch(ids, mask)
+
+
+@pytest.mark.parametrize("ids", [torch.zeros(0, 5, dtype=torch.int64), torch.zeros(1, 5)])
+def test_no_samples_and_ids_that_are_not_whole_are_refused(ids: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="expected at least one, of int64"):
+        random_model(plt_num_loops=1).measure_batch(ids, torch.ones_like(ids, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("bad", [53, -1])
@@ -273,6 +281,28 @@ def test_attention_so_sharp_that_all_but_one_weight_underflow(dtype: torch.dtype
             assert rows[key].value == pytest.approx(expected[key].value, rel=1e-4)
 
 
+@pytest.mark.parametrize("widest", [None, 9, 5])
+def test_a_mixture_whose_widest_branch_may_have_a_window_too(
+    widest: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("plt_diagnostics.attention.BLOCK_BYTES", 1)  # the least queries a block
+    length, generator = 40, torch.Generator().manual_seed(0)
+    q, k, own = torch.randn(3, 1, 2, length, 8, generator=generator, dtype=torch.float64)
+    gate = torch.rand(1, 2, length, generator=generator, dtype=torch.float64)
+    branches = (Branch("global", q, k, 0.3, widest, gate), Branch("local", q, own, 0.3, 5, 1 - gate))
+    seen = torch.ones(length, length, dtype=torch.bool).tril()
+    maps = []
+    for branch in branches:
+        sees = seen if branch.window is None else seen.triu(-branch.window)
+        scores = branch.q_BHSK @ branch.k_BGSK.mT * branch.scale
+        maps.append(scores.masked_fill(~sees, -math.inf).softmax(-1))
+    whole = gate[..., None] * maps[0] + (1 - gate[..., None]) * maps[1]
+    for block in blocks(0, [branches], None, torch.ones(1, length, dtype=torch.bool)):
+        mixed, rows = block.loops[0].mixed, slice(block.first, block.stop)
+        torch.testing.assert_close(mixed.p, whole[:, :, rows, mixed.start : block.stop])
+        torch.testing.assert_close(mixed.entropy(), torch.special.entr(whole[:, :, rows]).sum(-1))
+
+
 def test_all_outputs_tied() -> None:
     case = random_model(plt_num_loops=2)
     with torch.no_grad():
@@ -297,6 +327,18 @@ def test_outputs_so_sharp_that_probabilities_underflow() -> None:
 
 
 # --- half precision --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.inference_mode()
+def test_a_mixture_sums_to_1_in_half_precision(dtype: torch.dtype) -> None:
+    """1 less a gate in half precision would be rounded."""
+    adapter, ids = PLTAdapter(random_model(dtype).model), torch.tensor([tokens(12)])
+    run = adapter.run(ids, torch.ones_like(ids, dtype=torch.bool), further=False, keep=True)
+    for layer, loops in enumerate(adapter.attention(run)):
+        for block in blocks(layer, loops, None, torch.ones_like(ids, dtype=torch.bool)):
+            for loop in block.loops:
+                torch.testing.assert_close(loop.mixed.p.sum(-1), torch.ones(1, *loop.mixed.p.shape[1:3]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -82,7 +82,8 @@ class LoopedModel(Protocol):
     name: the adapter, as it stands in records.
     shape: the sizes.
     hands_on: which state of a loop the next loop reads.
-    shifts: whether the next loop reads it shifted by one position (CLP); without a shift there is no offset cost.
+    shifts: whether the next loop reads it shifted by one position (CLP); without a shift there is no effective offset
+        cost.
     device, dtype: of the weights.
     """
 
