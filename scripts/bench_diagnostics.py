@@ -204,6 +204,10 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--each", action="store_true", help="time each measurement alone too")
     options = parser.parse_args()
+    for name in ("loops", "layers", "rounds", "threads", "length"):
+        given = getattr(options, name)
+        if given is not None and given < 1:
+            parser.error(f"--{name} is {given}: expected at least 1")
     options.length = options.length or (2048 if options.what == "time" else 4096)
     torch.set_num_threads(options.threads)
     worst = gate()
