@@ -193,22 +193,27 @@ def _resident(field: str) -> int:
     raise RuntimeError(f"no {field} in /proc/self/status")
 
 
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}: expected at least 1")
+    return value
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["time", "memory"])
-    parser.add_argument("--loops", type=int, default=2)
-    parser.add_argument("--length", type=int, help="tokens (default 2048 for time, 4096 for memory)")
-    parser.add_argument("--layers", type=int, default=14, help="of the memory bench")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--each", action="store_true", help="time each measurement alone too")
+    benches = parser.add_subparsers(dest="what", required=True)
+    timed = benches.add_parser("time", help="ratio to a plain forward pass")
+    timed.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    timed.add_argument("--rounds", type=_positive, default=5)
+    timed.add_argument("--each", action="store_true", help="time each measurement alone too")
+    memory = benches.add_parser("memory", help="peak above the loaded model")
+    memory.add_argument("--layers", type=_positive, default=14)
+    for bench, length in ((timed, 2048), (memory, 4096)):
+        bench.add_argument("--loops", type=_positive, default=2)
+        bench.add_argument("--length", type=_positive, default=length, help=f"tokens (default {length})")
+        bench.add_argument("--threads", type=_positive, default=torch.get_num_threads())
     options = parser.parse_args()
-    for name in ("loops", "layers", "rounds", "threads", "length"):
-        given = getattr(options, name)
-        if given is not None and given < 1:
-            parser.error(f"--{name} is {given}: expected at least 1")
-    options.length = options.length or (2048 if options.what == "time" else 4096)
     torch.set_num_threads(options.threads)
     worst = gate()
     if not worst < 1e-5:

@@ -150,7 +150,7 @@ def _mixture(branches: LoopBranches, key_mask_BS: Tensor | None, first: int, sto
         assert branch.weight_BHS is not None
         part = found[branch.name]
         near[..., part.start - start :] += part.p * branch.weight_BHS[:, :, first:stop, None]
-    torch.maximum(near_log, near.clamp_min(tiny).log(), out=near_log)
+    near_log.copy_(torch.maximum(near_log, near.clamp_min(tiny).log()))
     _hide(log_p, key_mask_BS, first, stop, whole.start, branches[0].window, 0.0)
     return LoopAttention(Distribution(p, log_p, whole.start), found, gate)
 

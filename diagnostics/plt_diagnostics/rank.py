@@ -39,13 +39,16 @@ def effective_rank(matrix: Tensor) -> float:
 
 
 def rank_of_gram(gram: Tensor) -> Tensor:
-    """Effective rank of a matrix A from A A^T [..., m, m] in float64 -> [...]; NaN as in :func:`effective_rank`."""
-    flat = gram.reshape(-1, *gram.shape[-2:])
+    """Effective rank of a matrix A from A A^T [..., m, m] in float64 -> [...]; NaN as in :func:`effective_rank`.
+
+    On the CPU, wherever `gram` lies: an accelerator takes longer for many small eigenvalue problems.
+    """
+    flat = gram.reshape(-1, *gram.shape[-2:]).cpu()
     found = torch.full((len(flat),), torch.nan, dtype=torch.float64, device=flat.device)
     sound = flat.isfinite().all((-1, -2)) & (flat.diagonal(dim1=-2, dim2=-1).sum(-1) > 0)
     if sound.any():
         found[sound] = _of_singular(_roots(flat[sound]))
-    return found.reshape(gram.shape[:-2])
+    return found.reshape(gram.shape[:-2]).to(gram.device)
 
 
 def _roots(gram: Tensor) -> Tensor:

@@ -433,6 +433,7 @@ def measure_outputs(trace: ReferenceTrace, sheet: _Sheet) -> None:
         truth = np.asarray(trace.ids[1:], dtype=np.int64)
         of_truth = log_p[r][followed, truth]
         ranks = 1.0 + (log_p[r][followed] > of_truth[:, None]).sum(-1)
+        ranks += ((log_p[r][followed] == of_truth[:, None]).sum(-1) - 1) / 2
         ranks[~np.isfinite(of_truth)] = math.nan
         sheet.tokens(r, "logit_lens_rank", "", ranks, followed)
         sheet.tokens(r, "logit_lens_rank", "log", np.log(ranks), followed)
@@ -444,8 +445,9 @@ def measure_outputs(trace: ReferenceTrace, sheet: _Sheet) -> None:
     if shifts:
         peaks = np.argmax(np.stack(shifts), axis=0) + 2
         sound = np.isfinite(np.stack(shifts)).all(0)
+        moved = np.max(np.stack(shifts), axis=0) > 1e-5
         for r in range(2, trace.model.loops + 1):
-            sheet.sample(r, "peak_loop", "", np.where(sound, peaks == r, math.nan))
+            sheet.sample(r, "peak_loop", "", np.where(sound, peaks == r, math.nan)[~sound | moved])
 
 
 def unclear_peaks(trace: ReferenceTrace, margin: float) -> int:

@@ -50,8 +50,8 @@ class PLTAdapter:
         self._keep_bytes = keep_bytes
 
     def run(self, ids_BS: Tensor, mask_BS: Tensor, *, further: bool, keep: bool) -> LoopRun:
-        """As the protocol says. Loop R+1 exists where loop R is one of the later loops (R >= 2): with one loop, a PLT
-        has no trained gates."""
+        """As the protocol says. Loop R+1 exists where loop R is one of the later loops (R >= 2): a model of one loop
+        was never taught to run another."""
         base = self.model.model
         embeds = base.embed_tokens(ids_BS)
         run = LoopRun(ids_BS, mask_BS, None if right_padded(mask_BS) else mask_BS, [embeds])

@@ -13,6 +13,9 @@ import torch
 from ..chunks import OutputChunk
 from ..registry import Reads, Values, register
 
+UNMOVED = 1e-5
+"""Output shift in nats up to which a token counts as not moved: what rounding alone makes in float32."""
+
 
 class _OfOutputs:
     """What measurements on outputs share."""
@@ -27,13 +30,14 @@ class _OfOutputs:
 class LogitLensRank(_OfOutputs):
     """1 + how many tokens p(r) puts above the true next token -> [B, n], for r = 1..R; 1..V.
 
+    Tokens that are level with it count half, as in a tie that is broken at random: logits of half precision tie often.
     The mean is ruled by the few tokens that no loop foresees; variant `log` is the mean of the rank's natural
     logarithm. The last token of a sample has no next one and is left out.
     """
 
     name = "logit_lens_rank"
     title = "Logit-lens rank"
-    equation = "1 + #{v: p_v(r) > p_y(r)}, y the true next token"
+    equation = "1 + #{v: p_v(r) > p_y(r)} + #{v != y: p_v(r) = p_y(r)} / 2, y the true next token"
     unit = "rank, 1 is best (log: its natural logarithm)"
     definition = "rank of the true next token if decoding stopped after loop r; falling with r is refinement"
     variants = ("", "log")
@@ -42,8 +46,8 @@ class LogitLensRank(_OfOutputs):
         for r in range(1, chunk.loops + 1):
             log_p = chunk.log_p(r)
             true = log_p.gather(-1, chunk.targets_Bn[..., None])
-            rank = 1 + (log_p > true).sum(-1)
-            value = rank.double().where(true[..., 0].isfinite(), torch.nan)
+            above, level = (log_p > true).sum(-1), (log_p == true).sum(-1) - 1
+            value = (1 + above + level / 2.0).where(true[..., 0].isfinite(), torch.nan).double()
             yield Values(r, "", value, chunk.has_target)
             yield Values(r, "log", value.log(), chunk.has_target)
 
@@ -100,7 +104,9 @@ class OutputEntropy(_OfOutputs):
 class PeakLoop(_OfOutputs):
     """Share of tokens whose peak loop r* = argmax_r Delta_p(r), r = 2..R, is r -> [B, n] of 0 and 1.
 
-    The first loop wins a tie. A token with a non-finite shift counts in no loop: it is reported as non-finite.
+    The first loop wins a tie. Not defined for a token that no loop moves by more than UNMOVED, as a sample's first ones
+    in a PLT: their left neighbour is nothing in every loop. A token with a non-finite shift counts in no loop: it is
+    reported as non-finite.
     """
 
     name = "peak_loop"
@@ -115,6 +121,6 @@ class PeakLoop(_OfOutputs):
         if chunk.loops < 2:
             return
         shifts = torch.stack([chunk.shift(r) for r in range(2, chunk.loops + 1)])
-        peak, sound = shifts.argmax(0), shifts.isfinite().all(0)
+        peak, sound, moved = shifts.argmax(0), shifts.isfinite().all(0), shifts.amax(0) > UNMOVED
         for i in range(len(shifts)):
-            yield Values(i + 2, "", (peak == i).double().where(sound, torch.nan))
+            yield Values(i + 2, "", (peak == i).double().where(sound, torch.nan), ~sound | moved)
