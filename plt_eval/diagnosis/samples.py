@@ -118,6 +118,8 @@ def open_corpus(spec: str, *, field: str | None = None) -> TextCorpus | TokenCor
     """What `--data spec` means: a set's name, token data, a folder of files, or a file. A path that has the name of a
     set is written with its folder, as ./trace. `field` names the field of rows that holds the text (a+b: two of them).
     Raises UserError, SuiteError and ShardError."""
+    if not spec.strip():
+        raise UserError(f"--data {spec!r}: empty; expected a file, a folder or a set")
     path = Path(spec)
     if spec.lower() in suite_names():
         _check_field(spec, field, used=False)

@@ -23,7 +23,19 @@ from plt_eval.diagnosis.records import (
 )
 from plt_eval.errors import UserError
 from plt_eval.journal import read_journal
-from plt_eval.store import MANIFEST, METRICS, SAMPLES, State, first_fault, is_held, open_folders, read_record, run_kind
+from plt_eval.records import Manifest
+from plt_eval.store import (
+    EVALUATION,
+    MANIFEST,
+    METRICS,
+    SAMPLES,
+    State,
+    first_fault,
+    is_held,
+    open_folders,
+    read_record,
+    run_kind,
+)
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -83,6 +95,8 @@ def open_diagnosis(path: Path) -> Diagnosis:
     """Open the run directory `path` for reading. Raises UserError when it is none, not a diagnosis, or damaged."""
     kind = run_kind(path)
     if kind != DIAGNOSIS:
+        if kind == EVALUATION:
+            read_record(path / MANIFEST, Manifest)  # a damaged manifest names no kind: say that it is damaged
         raise UserError(f"{path} is a run of kind {kind!r}: expected a {DIAGNOSIS}, as `plt-eval diagnose` writes it")
     return Diagnosis(path, read_record(path / MANIFEST, DiagnosisManifest, SCHEMA_VERSION))
 
@@ -111,12 +125,14 @@ def _read_table(diagnosis: Diagnosis, name: str, wanted: list[tuple[str, str, se
     from pyarrow import ArrowInvalid, parquet
 
     path = diagnosis.path / name
-    if diagnosis.manifest.status != "complete" or not path.is_file():
+    if diagnosis.manifest.status != "complete":
         raise UserError(f"{diagnosis.path}: not complete, it has no {name} yet: run the same command again to go on")
+    if not path.is_file():
+        raise UserError(f"{path}: missing, though the diagnosis is complete; delete the folder and diagnose again")
     try:
         frame = parquet.read_table(path, filters=wanted).to_pandas()
     except ArrowInvalid as error:
-        raise UserError(f"{path}: not a Parquet file: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: damaged, no Parquet file; delete the folder and diagnose again") from error
     kinds = {"layer": "Int16", "position": "Int32"}
     found: DataFrame = frame.astype(
         {column: kind for column, kind in kinds.items() if column in frame and name != HEADS}

@@ -110,14 +110,22 @@ def _metrics(diagnosis: Diagnosis) -> DiagnosisMetrics:
 def notes(diagnoses: Sequence[Diagnosis]) -> Iterator[str]:
     """What the tables are of: the samples, the variants they show, the time and memory it took."""
     manifests = [diagnosis.manifest for diagnosis in diagnoses]
-    for text in dict.fromkeys(_samples(manifest) for manifest in manifests):
-        yield f"means over samples with 95% intervals (bootstrap over samples); {text}"
+    for text in dict.fromkeys(f"{_intervals(manifest)}; {_samples(manifest)}" for manifest in manifests):
+        yield text
     for text in dict.fromkeys(_variants(manifest) for manifest in manifests):
         if text:
             yield f"shown are {text}"
     yield "- is not defined at that loop; `plt-eval show RUN` names the measurements, loops.parquet holds every variant"
     for manifest in manifests:
         yield f"R={manifest.loops}: {cost(manifest)}"
+
+
+def _intervals(manifest: DiagnosisManifest) -> str:
+    from plt_diagnostics.bootstrap import MIN_SAMPLES
+
+    if manifest.total < MIN_SAMPLES:
+        return f"means over samples, without intervals: they take {MIN_SAMPLES} samples"
+    return "means over samples with 95% intervals (bootstrap over samples)"
 
 
 def _samples(manifest: DiagnosisManifest) -> str:

@@ -144,11 +144,32 @@ def test_ls_and_show_know_both_kinds(cli: Cli) -> None:
         (("--model", CHECKPOINT), "no tokenizer in it; pass --tokenizer FOLDER, or --tokenizer bytes"),
         (("--tokenizer", "nowhere"), "--tokenizer nowhere: expected"),
         (("--run-id", "../x"), "--run-id '../x"),
+        (("--data", ""), "--data '': empty; expected a file, a folder or a set"),
     ],
 )
 def test_a_mistake_is_one_line(cli: Cli, options: tuple[object, ...], message: str) -> None:
     assert message in cli.error("diagnose", *SMALL, *options)
     assert not list_diagnoses(Path("results/runs"))
+
+
+def test_few_samples_are_said_to_have_no_interval(cli: Cli) -> None:
+    few = ("--samples", "7", "--sequence-length", "20", "--device", "cpu")
+    _, out, _ = cli("diagnose", "--model", "plt-tiny:r2", *few, *MEASURE)
+    assert "without intervals: they take 8 samples; 7 samples" in out
+    _, out, _ = cli("diagnose", "--model", "plt-tiny:r2", *SMALL, *MEASURE)
+    assert "with 95% intervals (bootstrap over samples); 9 samples" in out
+
+
+def test_damage_is_named_and_says_what_helps(cli: Cli) -> None:
+    command = ("diagnose", "--model", "plt-tiny:r2", *SMALL, *MEASURE, "--run-id", "x")
+    assert cli(*command)[0] == 0
+    folder = Path("results/runs/x")
+    (folder / "summary.parquet").write_text("torn", encoding="utf-8")
+    assert "summary.parquet: damaged, no Parquet file; delete the folder" in cli.error("report", "x")
+    (folder / "summary.parquet").unlink()
+    assert "summary.parquet: missing, though the diagnosis is complete" in cli.error("report", "x")
+    (folder / "manifest.json").write_text("torn", encoding="utf-8")
+    assert cli.error(*command).startswith("results/runs/x/manifest.json: damaged")
 
 
 def test_the_command_stopped_by_a_signal_goes_on(tmp_path: Path) -> None:
