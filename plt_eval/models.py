@@ -96,6 +96,8 @@ def resolve_model(name: str, loops: int | None = None, *, root: Path | None = No
     family = families.get(name.partition(":")[0])
     if family is None:
         folder = Path(name)
+        if not name:
+            raise UserError("--model is empty: expected a checkpoint folder or the name of a bundled model")
         if not folder.is_dir():
             raise UserError(f"--model {no_such_model(name, root=root)}")
         return ResolvedModel(folder, folder.resolve().name, loops)

@@ -28,7 +28,16 @@ def ls(
     def warn(error: UserError) -> None:
         typer.echo(f"plt-eval: warning: {error}", err=True)
 
-    runs: list[Run | Diagnosis] = [*list_runs(results, problem=warn), *list_diagnoses(results, problem=warn)]
+    def readable(run: Run | Diagnosis) -> bool:
+        try:
+            run.metrics(), run.done()
+        except UserError as error:
+            warn(error)
+            return False
+        return True
+
+    found: list[Run | Diagnosis] = [*list_runs(results, problem=warn), *list_diagnoses(results, problem=warn)]
+    runs = [run for run in found if readable(run)]
     runs.sort(key=lambda run: (run.manifest.started, run.manifest.run_id))
     if json_:
         typer.echo(json.dumps([run_json(run) for run in runs], indent=2))

@@ -41,8 +41,9 @@ def report(
 
     notes: list[str] = []
     diagnoses = find_diagnoses(run or [], results, notes)
-    if not run:
-        typer.echo(notes[0], err=True)
+    if not run:  # which set was chosen, and what could not be read
+        for note in notes:
+            typer.echo(note, err=True)
     evidence = gather(diagnoses, results, notes)
     written = write_report(evidence, out or evidence.main.path / NAME, command=("plt-eval", *sys.argv[1:]))
     if json_:

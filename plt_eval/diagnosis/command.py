@@ -74,8 +74,8 @@ def report_diagnoses(options: DiagnoseOptions, *, as_json: bool) -> None:
 
 def diagnose_all(options: DiagnoseOptions, console: Console) -> list[Result]:
     """One result for every loop count; progress and notes go to `console`. Raises UserError, SuiteError, ShardError,
-    CheckpointError, MeasurementError and DiagnosisInterrupted."""
-    from plt_diagnostics import select
+    CheckpointError and DiagnosisInterrupted."""
+    from plt_diagnostics import MeasurementError, select
     from plt_eval.cli.evaluate import chosen_models, parse_batch_size
     from plt_eval.diagnosis.run import Settings, diagnose
     from plt_eval.diagnosis.samples import DEFAULT_SET, open_corpus
@@ -89,7 +89,10 @@ def diagnose_all(options: DiagnoseOptions, console: Console) -> list[Result]:
         batch_size=None if batch_size == "auto" else batch_size,
         command=("plt-eval", *sys.argv[1:]),
     )
-    select(settings.measurements)
+    try:
+        select(settings.measurements)
+    except MeasurementError as error:
+        raise UserError(f"--measure {options.measure}: {error}") from error
     models = chosen_models(options.model, options.loops, "opening", notify)
     if not options.data:
         notify(f"no --data: reading the set {DEFAULT_SET}")

@@ -55,7 +55,7 @@ class Diagnosis:
 
     def rows(self, measurements: Collection[str] | None = None) -> DataFrame:
         """loops.parquet, or its rows of some measurements: columns sample, loop, measurement, variant, layer, position,
-        value, count, nonfinite, as plt_diagnostics.rows.SCHEMA says. Raises UserError while the diagnosis is not
+        value, count, nonfinite, as plt_diagnostics.tally.SCHEMA says. Raises UserError while the diagnosis is not
         complete."""
         wanted = None if measurements is None else [("measurement", "in", set(measurements))]
         return _read_table(self, LOOPS, wanted)
@@ -67,6 +67,12 @@ class Diagnosis:
     def summary(self) -> DataFrame:
         """summary.parquet: plt_diagnostics.synthesis.summarise of rows(). Raises UserError as rows does."""
         return _read_table(self, SUMMARY)
+
+    def check(self) -> None:
+        """Raises UserError where a complete diagnosis lacks one of its tables, or one is damaged."""
+        for name in (LOOPS, HEADS, SUMMARY):
+            _read_table(self, name)
+        self.metrics()
 
     def metrics(self) -> DiagnosisMetrics | None:
         """None until the diagnosis is complete. Raises UserError."""

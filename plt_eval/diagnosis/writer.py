@@ -60,6 +60,7 @@ class DiagnosisWriter:
         self._journal: Journal | None = None
         self._next_part = 1
         if self.complete:
+            open_diagnosis(path).check()
             self.done = read_lines(path / SAMPLES)
             self._remove_parts()
         else:

@@ -165,10 +165,18 @@ def test_damage_is_named_and_says_what_helps(cli: Cli) -> None:
     assert cli(*command)[0] == 0
     folder = Path("results/runs/x")
     (folder / "summary.parquet").write_text("torn", encoding="utf-8")
-    assert "summary.parquet: damaged, no Parquet file; delete the folder" in cli.error("report", "x")
+    for again in (("report", "x"), command):
+        assert "summary.parquet: damaged, no Parquet file; delete the folder" in cli.error(*again)
     (folder / "summary.parquet").unlink()
     assert "summary.parquet: missing, though the diagnosis is complete" in cli.error("report", "x")
+    assert cli("diagnose", "--model", "plt-tiny:r1", *SMALL, *MEASURE)[0] == 0
+    (folder / "metrics.json").write_text("torn", encoding="utf-8")
+    code, out, err = cli("ls")
+    assert (code, "plt-tiny:r1" in out, "plt-tiny:r2" in out) == (0, True, False)
+    assert "warning: results/runs/x/metrics.json: damaged" in err
     (folder / "manifest.json").write_text("torn", encoding="utf-8")
+    code, out, err = cli("report")
+    assert (code, "x/manifest.json: damaged" in err) == (0, True)
     assert cli.error(*command).startswith("results/runs/x/manifest.json: damaged")
 
 
