@@ -64,6 +64,9 @@ class Measurement(Protocol):
         ...
 
 
+VERSION = 1
+"""Of the measurements: raised whenever one of them gives other numbers, so that no stored ones stand for them."""
+
 MEASUREMENTS: dict[str, type[Measurement]] = {}
 """All of them, in the order of tables."""
 

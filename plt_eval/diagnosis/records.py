@@ -40,6 +40,8 @@ class DiagnosisIdentity(IdentityRecord):
     """None for a model that can be wired in one way only."""
     dtype: str
     measurements: tuple[str, ...]
+    measurements_version: int
+    """plt_diagnostics.registry.VERSION."""
     data: str
     """What the samples were drawn from, in a few words."""
     data_sha256: str

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from plt_diagnostics import default_variant, measure, select
 from plt_diagnostics.adapters.protocol import LoopedModel
+from plt_diagnostics.registry import VERSION
 from plt_eval import provenance
 from plt_eval.diagnosis.memory import PeakMemory
 from plt_eval.diagnosis.progress import DiagnosisProgress
@@ -134,6 +135,7 @@ def _identity(subject: Subject, drawn: Drawn, names: tuple[str, ...], opened: _O
         loop_mode=subject.loop_mode or subject.config.get("plt_loop_mode"),
         dtype=str(subject.dtype).removeprefix("torch."),
         measurements=names,
+        measurements_version=VERSION,
         data=drawn.name,
         data_sha256=drawn.sha256,
         tokenizer_sha256=drawn.tokenizer_sha256,

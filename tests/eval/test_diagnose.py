@@ -250,6 +250,7 @@ IDENTITY = {
     "loop_mode": {"of": lambda: subject(loop_mode="sequential")},
     "dtype": {"of": lambda: subject(dtype="bfloat16")},
     "measurements": {"measurements": ("gate",)},
+    "measurements_version": {"version": 0},
     "data": {"drawn": lambda: replace(samples(), name="other")},
     "data_sha256": {"drawn": lambda: samples(samples=8), "also": {"samples"}},
     "tokenizer_sha256": {"drawn": lambda: replace(samples(), tokenizer_sha256="0")},
@@ -268,6 +269,7 @@ def test_every_ingredient_gives_another_directory_and_is_named(
     assert go(tmp_path, run_id="mine").reused
     change = {key: value() if callable(value) else value for key, value in IDENTITY[name].items()}
     also = change.pop("also", set())
+    monkeypatch.setattr(running, "VERSION", change.pop("version", running.VERSION))
     with pytest.raises(UserError, match="mine holds another run; what differs: ") as caught:
         go(tmp_path, run_id="mine", **change)
     differing = {

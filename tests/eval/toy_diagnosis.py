@@ -17,6 +17,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from plt_diagnostics.heads import SCHEMA as HEADS_SCHEMA
+from plt_diagnostics.registry import VERSION
 from plt_diagnostics.synthesis import summarise
 from plt_diagnostics.tally import SCHEMA
 from plt_eval.diagnosis.records import DataRecord, DiagnosisIdentity, DiagnosisManifest, ModelRecord
@@ -78,6 +79,7 @@ def write_diagnosis(
         loop_mode=loop_mode,
         dtype="float32",
         measurements=tuple(measurements),
+        measurements_version=VERSION,
         data=data,
         data_sha256=hashlib.sha256(data.encode()).hexdigest(),
         tokenizer_sha256="0" * 64,
