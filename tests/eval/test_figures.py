@@ -124,7 +124,7 @@ def test_shares_that_are_published_add_up_and_missing_benchmarks_have_no_row() -
 
 def test_published_files_are_in_the_wheel_and_found_there(tmp_path: Path) -> None:
     wheel = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert wheel["force-include"]["results/reference"] == "plt_eval/report/published"
+    assert wheel["sources"]["results/reference"] == "plt_eval/report/published"
     installed = tmp_path / "plt_eval" / "report"
     shutil.copytree(PROJECT / "results" / "reference", installed / "published")
     shutil.copy(Path(reference.__file__), installed)
