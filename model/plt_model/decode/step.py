@@ -1,0 +1,168 @@
+"""One new token for every slot: the R passes as R rows of one trip through the layers.
+
+    step = DecodeStep(model)
+    logits_NV = step(cache, tokens_N, reach=512)        # and every slot is one token longer
+
+Every projection is one matrix product over N * R rows; query, key and value weights lie packed, as do the two of the
+feed-forward, and the model's own parameters are views of them. Shapes depend on (N, reach) alone and positions are
+tensors, so that a compiler or a graph sees the same step again and again.
+
+    N slots   R passes   H query heads   G key/value heads   K head size   D model width   T reach
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+from ..modeling_plt import PLTDecoderLayer, PLTForCausalLM
+from .cache import StaticCache
+
+
+class DecodeStep(nn.Module):
+    """The step of one model. Raises ValueError for a model whose passes depend on one another within a token."""
+
+    def __init__(self, model: PLTForCausalLM) -> None:
+        super().__init__()
+        config = model.config
+        if not config.one_trip_decode:
+            raise ValueError(
+                f"loop mode {config.plt_loop_mode!r} without a shift takes one trip a pass: use generate()"
+            )
+        self.config, self.model = config, model
+        self.layers = nn.ModuleList(_Layer(layer) for layer in model.model.layers)
+
+    @torch.no_grad()
+    def forward(self, cache: StaticCache, tokens_N: Tensor, reach: int) -> Tensor:
+        """Logits [N, V] after one token more in each of the first N slots. `reach`: at least the longest one's tokens
+        and one."""
+        base, loops, slots = self.model.model, self.config.plt_num_loops, len(tokens_N)
+        positions = cache.lengths[:slots]
+        embeds = base.embed_tokens(tokens_N)[:, None]
+        x = embeds if loops == 1 else torch.cat([embeds, sum(base.loop_terms(embeds, cache.carry[:slots]))], dim=1)
+        cos, sin = base.rope(embeds, positions[:, None])
+        seen = torch.arange(reach, device=x.device) <= positions[:, None]
+        ring_seen = torch.arange(cache.window + 1, device=x.device) <= positions[:, None]
+        ring_place = positions % max(cache.window + 1, 1)
+        for i, layer in enumerate(self.layers):
+            parts = (cache.keys, cache.values, cache.ring_keys, cache.ring_values)
+            held = tuple(part[i][:slots] for part in parts)
+            x = layer(x, cos, sin, held, positions, seen, ring_place, ring_seen, reach)
+        if loops > 1:
+            cache.carry[:slots].copy_(base.handed_on(x[:, :-1]))
+        logits: Tensor = self.model.lm_head(base.norm(x[:, -1]))
+        positions += 1
+        return logits
+
+
+class _Layer(nn.Module):
+    """One layer's step, on packed weights."""
+
+    def __init__(self, layer: PLTDecoderLayer) -> None:
+        super().__init__()
+        self.layer = layer
+        attn, mlp = layer.self_attn, layer.mlp
+        self.qkv = _packed([attn.q_proj, attn.k_proj, attn.v_proj])
+        self.up = _packed([mlp.gate_proj, mlp.up_proj])
+        self.size, self.groups = attn.head_dim, attn.config.num_key_value_heads
+        self.heads = attn.config.num_attention_heads
+        self.gswa = attn.config.plt_gswa
+
+    def forward(
+        self,
+        x_NRD: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        held: tuple[Tensor, ...],
+        positions: Tensor,
+        seen: Tensor,
+        ring_place: Tensor,
+        ring_seen: Tensor,
+        reach: int,
+    ) -> Tensor:
+        slots, loops, _ = x_NRD.shape
+        attn, keys, values = self.layer.self_attn, held[0], held[1]
+        qkv = self.qkv(self.layer.input_layernorm(x_NRD)).view(slots, loops, -1, self.size)
+        turned = _rotate(qkv[:, :, : self.heads + self.groups], cos[:, :, None], sin[:, :, None])
+        q, k = turned[:, :, : self.heads], turned[:, :, self.heads :]
+        v = qkv[:, :, self.heads + self.groups :]
+        _write(keys, k[:, 0], positions)
+        _write(values, v[:, 0], positions)
+        rows = self.heads // self.groups
+        folded = q.view(slots, loops, self.groups, rows, self.size).permute(0, 2, 1, 3, 4)
+        y = _attend(folded.reshape(slots, self.groups, loops * rows, self.size), keys[:, :, :reach],
+                    values[:, :, :reach], seen[:, None, None, :])  # fmt: skip
+        y = (
+            y.view(slots, self.groups, loops, rows, self.size)
+            .permute(0, 2, 1, 3, 4)
+            .reshape(slots, loops, self.heads, -1)
+        )
+        if loops > 1 and self.gswa:
+            y = self._mixed(x_NRD, q, k, v, y, held, ring_place, ring_seen)
+        x_NRD = x_NRD + attn.o_proj(y.reshape(slots, loops, -1))
+        up, gate = self.layer.post_attention_layernorm(x_NRD), self.layer.mlp.act_fn
+        first, second = self.up(up).chunk(2, dim=-1)
+        return x_NRD + self.layer.mlp.down_proj(gate(first) * second)
+
+    def _mixed(
+        self,
+        x: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        y: Tensor,
+        held: tuple[Tensor, ...],
+        place: Tensor,
+        seen: Tensor,
+    ) -> Tensor:
+        """Passes 1.. with their window mixed in."""
+        slots, loops = x.shape[:2]
+        ring_keys, ring_values = held[2], held[3]
+        index = place[:, None, None, None, None].expand(slots, loops - 1, self.groups, 1, self.size)
+        ring_keys.scatter_(3, index, k[:, 1:, :, None])
+        ring_values.scatter_(3, index, v[:, 1:, :, None])
+        own = q[:, 1:].reshape(slots * (loops - 1), self.groups, -1, self.size)
+        mask = seen.repeat_interleave(loops - 1, dim=0)[:, None, None, :]
+        local = _attend(own, ring_keys.flatten(0, 1), ring_values.flatten(0, 1), mask)
+        local = local.reshape(slots, loops - 1, self.heads, self.size)
+        g = self.layer.self_attn.plt_gate(x[:, 1:], q[:, 1:].transpose(1, 2)).transpose(1, 2)[..., None]
+        return torch.cat([y[:, :1], g * y[:, 1:] + (1 - g) * local], dim=1)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Softmax attention; one query row alone is doubled where that is faster."""
+    if q.shape[2] == 1 and q.dtype == torch.bfloat16 and not q.is_cuda:
+        return scaled_dot_product_attention(q.expand(-1, -1, 2, -1), k, v, attn_mask=mask)[:, :, :1]
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def _write(held_NGTK: Tensor, new_NGK: Tensor, positions: Tensor) -> None:
+    index = positions[:, None, None, None].expand(len(positions), new_NGK.shape[1], 1, new_NGK.shape[2])
+    held_NGTK.scatter_(2, index, new_NGK[:, :, None])
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+class _Packed(nn.Module):
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight, requires_grad=False), bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+@torch.no_grad()
+def _packed(parts: list[nn.Linear]) -> _Packed:
+    """The projections as one; their weights become views of its weight, so that nothing is held twice."""
+    weight = torch.cat([part.weight for part in parts])
+    bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
+    first = 0
+    for part in parts:
+        part.weight.data = weight[first : first + part.out_features]
+        first += part.out_features
+    return _Packed(weight, bias)
