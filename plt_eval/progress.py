@@ -1,11 +1,21 @@
-"""The progress bar of a run: what is drawn, what is judged, what passes, and how long it will take."""
+"""Progress bars, or a line now and then where none can be drawn; the one of a run says what is drawn, what is judged,
+what passes, and how long it will take.
+
+    class Downloads(LoggedBar):
+        def _line(self) -> str: ...         # what a log gets to read
+
+    with Downloads(console, "files", TextColumn("{task.fields[size]}"), total=9, size="") as bar:
+        bar.fetched()                       # which updates self._bar and calls self._log()
+"""
 
 from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from types import TracebackType
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -26,29 +36,66 @@ LOG_EVERY_S = 30.0
 """Where no bar can be drawn (a log file), one line so often, in seconds."""
 
 
-class RunProgress:
-    """A bar over the samples of one run, or a line now and then where it cannot be drawn. Thread-safe."""
+class LoggedBar(ABC):
+    """A bar with `columns` between it and its clocks, for one task; where it cannot be drawn, `_log` prints a line in
+    place of it. `total`, `completed` and `fields` are the task's as rich.progress has them. Use as a context manager.
+    """
 
-    def __init__(self, console: Console, title: str, *, total: int) -> None:
+    def __init__(
+        self,
+        console: Console,
+        title: str,
+        *columns: ProgressColumn,
+        total: float | None,
+        completed: int = 0,
+        **fields: Any,
+    ) -> None:
         self._console = console
         self._logged_at = time.monotonic()
-        self._lock = threading.Lock()
-        self._passes: Counter[str] = Counter()
-        self._drawn = 0
-        self._missing = 0
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[passes]}", markup=False),
-            Rate(),
+            *columns,
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("left"),
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task(title, total=total, passes="")
+        self._task = self._bar.add_task(title, total=total, completed=completed, **fields)
+
+    @abstractmethod
+    def _line(self) -> str:
+        """How far it is, in one line."""
+
+    def _log(self) -> None:
+        """Print the line, if it is time for one and no bar is there."""
+        now = time.monotonic()
+        if self._console.is_terminal or now - self._logged_at < LOG_EVERY_S:
+            return
+        self._logged_at = now
+        self._console.print(self._line(), markup=False, highlight=False, soft_wrap=True)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+
+class RunProgress(LoggedBar):
+    """A bar over the samples of one run. Thread-safe."""
+
+    def __init__(self, console: Console, title: str, *, total: int) -> None:
+        self._lock = threading.Lock()
+        self._passes: Counter[str] = Counter()
+        self._drawn = 0
+        self._missing = 0
+        counts = TextColumn("{task.fields[passes]}", markup=False)
+        super().__init__(console, title, MofNCompleteColumn(), counts, Rate(), total=total, passes="")
 
     def resume(self, samples: list[SampleRecord], drawn: int) -> None:
         """Count what an earlier session left: its verdicts, and completions that still await theirs."""
@@ -90,23 +137,9 @@ class RunProgress:
             parts.append(f"{self._missing} missing")
         return ", ".join(parts)
 
-    def __enter__(self) -> RunProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def _log(self) -> None:
-        now = time.monotonic()
-        if self._console.is_terminal or now - self._logged_at < LOG_EVERY_S:
-            return
-        self._logged_at = now
+    def _line(self) -> str:
         task = self._bar.tasks[0]
-        line = f"{task.description}: {task.completed:.0f}/{task.total:.0f} judged, {self.counts()}"
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        return f"{task.description}: {task.completed:.0f}/{task.total:.0f} judged, {self.counts()}"
 
     def _count(self, sample: SampleRecord) -> None:
         if sample.error is not None:

@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TextColumn
 
-from plt_eval.progress import LOG_EVERY_S
+from plt_eval.progress import LoggedBar
 
 
-class BuildProgress:
-    """A bar for each source of a build in turn, or a line now and then where it cannot be drawn."""
+class BuildProgress(LoggedBar):
+    """A bar for each source of a build in turn."""
 
     def __init__(self, console: Console, title: str) -> None:
-        self._console = console
         self._title = title
         self._total: int | None = None
         self._done = 0
         self._documents = 0
         self._bytes = 0
-        self._began = self._logged_at = time.monotonic()
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[counts]}", markup=False),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task(title, total=None, counts="")
+        self._began = time.monotonic()
+        super().__init__(console, title, TextColumn("{task.fields[counts]}", markup=False), total=None, counts="")
 
     def source(self, title: str, total: int | None, done: int, documents: int) -> None:
         """The source that is now read, and what an earlier session did of it; nothing new if it is the same."""
@@ -56,19 +44,6 @@ class BuildProgress:
         speed = self._bytes / max(time.monotonic() - self._began, 1e-9)
         return f"{self._documents:,} documents, {speed / 1e6:.1f} MB/s"
 
-    def __enter__(self) -> BuildProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-    def _log(self) -> None:
-        now = time.monotonic()
-        if self._console.is_terminal or now - self._logged_at < LOG_EVERY_S:
-            return
-        self._logged_at = now
+    def _line(self) -> str:
         share = f"{100 * self._done / self._total:.0f}% read, " if self._total else ""
-        self._console.print(f"{self._title}: {share}{self.counts()}", markup=False, highlight=False, soft_wrap=True)
+        return f"{self._title}: {share}{self.counts()}"

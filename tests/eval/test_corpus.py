@@ -972,7 +972,7 @@ def test_an_empty_split_is_warned_of(capsys: pytest.CaptureFixture[str], tmp_pat
 
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("plt_eval.corpus.progress.LOG_EVERY_S", 0.0)
+    monkeypatch.setattr("plt_eval.progress.LOG_EVERY_S", 0.0)
     console = quiet()
     with BuildProgress(console, "toy") as progress:
         progress.source("toy: jsonl", 200, 50, 7)
