@@ -80,15 +80,18 @@ class _Layer(nn.Module):
         ring_place: Tensor,
         ring_seen: Tensor,
         reach: int,
+        first: int = 0,
     ) -> Tensor:
+        """Rows of passes first, first + 1, ...: all of them in one trip, or some of them in each of several."""
         slots, loops, _ = x_NRD.shape
         attn, keys, values = self.layer.self_attn, held[0], held[1]
         qkv = self.qkv(self.layer.input_layernorm(x_NRD)).view(slots, loops, -1, self.size)
         turned = _rotate(qkv[:, :, : self.heads + self.groups], cos[:, :, None], sin[:, :, None])
         q, k = turned[:, :, : self.heads], turned[:, :, self.heads :]
         v = qkv[:, :, self.heads + self.groups :]
-        _write(keys, k[:, 0], positions)
-        _write(values, v[:, 0], positions)
+        if first == 0:
+            _write(keys, k[:, 0], positions)
+            _write(values, v[:, 0], positions)
         rows = self.heads // self.groups
         folded = q.view(slots, loops, self.groups, rows, self.size).permute(0, 2, 1, 3, 4)
         y = _attend(folded.reshape(slots, self.groups, loops * rows, self.size), keys[:, :, :reach],
@@ -98,8 +101,8 @@ class _Layer(nn.Module):
             .permute(0, 2, 1, 3, 4)
             .reshape(slots, loops, self.heads, -1)
         )
-        if loops > 1 and self.gswa:
-            y = self._mixed(x_NRD, q, k, v, y, held, ring_place, ring_seen)
+        if first + loops > 1 and self.gswa:
+            y = self._mixed(x_NRD, q, k, v, y, held, ring_place, ring_seen, first)
         x_NRD = x_NRD + attn.o_proj(y.reshape(slots, loops, -1))
         up, gate = self.layer.post_attention_layernorm(x_NRD), self.layer.mlp.act_fn
         first, second = self.up(up).chunk(2, dim=-1)
@@ -115,19 +118,23 @@ class _Layer(nn.Module):
         held: tuple[Tensor, ...],
         place: Tensor,
         seen: Tensor,
+        first: int,
     ) -> Tensor:
         """Passes 1.. with their window mixed in."""
-        slots, loops = x.shape[:2]
-        ring_keys, ring_values = held[2], held[3]
-        index = place[:, None, None, None, None].expand(slots, loops - 1, self.groups, 1, self.size)
-        ring_keys.scatter_(3, index, k[:, 1:, :, None])
-        ring_values.scatter_(3, index, v[:, 1:, :, None])
-        own = q[:, 1:].reshape(slots * (loops - 1), self.groups, -1, self.size)
-        mask = seen.repeat_interleave(loops - 1, dim=0)[:, None, None, :]
+        slots, plain = x.shape[0], 1 if first == 0 else 0  # pass 0, where it is among the rows, has no window
+        later = x.shape[1] - plain
+        rings = slice(first + plain - 1, first + plain - 1 + later)
+        ring_keys, ring_values = held[2][:, rings], held[3][:, rings]
+        index = place[:, None, None, None, None].expand(slots, later, self.groups, 1, self.size)
+        ring_keys.scatter_(3, index, k[:, plain:, :, None])
+        ring_values.scatter_(3, index, v[:, plain:, :, None])
+        own = q[:, plain:].reshape(slots * later, self.groups, -1, self.size)
+        mask = seen.repeat_interleave(later, dim=0)[:, None, None, :]
         local = _attend(own, ring_keys.flatten(0, 1), ring_values.flatten(0, 1), mask)
-        local = local.reshape(slots, loops - 1, self.heads, self.size)
-        g = self.layer.self_attn.plt_gate(x[:, 1:], q[:, 1:].transpose(1, 2)).transpose(1, 2)[..., None]
-        return torch.cat([y[:, :1], g * y[:, 1:] + (1 - g) * local], dim=1)
+        local = local.reshape(slots, later, self.heads, self.size)
+        g = self.layer.self_attn.plt_gate(x[:, plain:], q[:, plain:].transpose(1, 2)).transpose(1, 2)[..., None]
+        mixed = g * y[:, plain:] + (1 - g) * local
+        return torch.cat([y[:, :1], mixed], dim=1) if plain else mixed
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
