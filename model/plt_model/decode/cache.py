@@ -12,7 +12,6 @@ position p at p mod (w + 1). Rotary positions are in the keys, so their order do
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from ..cache_plt import PLTCache
 from ..configuration_plt import PLTConfig
@@ -46,7 +45,8 @@ class StaticCache:
         length = int(read.get_seq_length())
         if length >= self.capacity:
             raise ValueError(f"{length} tokens and one more do not fit a capacity of {self.capacity}")
-        places = torch.arange(max(0, length - self.window), length, device=self.lengths.device) % (self.window + 1 or 1)
+        kept = min(length, max(self.window, 0))
+        places = torch.arange(length - kept, length, device=self.lengths.device) % max(self.window + 1, 1)
         for i, layer in enumerate(read.layers):
             assert layer.keys is not None
             assert layer.values is not None
