@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from plt_cases import EXACT, VISIBLE, assert_close, build, gap, tiny, tokens
@@ -99,3 +101,14 @@ def test_the_weights_are_the_steps_own() -> None:
     own = {id(weight) for weight in step.parameters()}
     for baseline in (SequentialTrips(step), LoopedTransformer(step)):
         assert {id(weight) for weight in baseline.parameters()} == own
+
+
+def test_models_of_the_same_weights_are_packed_once() -> None:
+    """Whatever loop counts are timed, one copy of the weights is read."""
+    model = build(tiny(attention_bias=True))
+    other = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
+    first, second = DecodeStep(model), DecodeStep(other)
+    for mine, theirs in zip(first.layers, second.layers, strict=True):
+        assert mine.qkv.weight.data_ptr() == theirs.qkv.weight.data_ptr()
+        assert mine.up.weight.data_ptr() == theirs.up.weight.data_ptr()
+    assert_close(first(static(model), fed()[0], 24), second(static(other), fed()[0], 24), 0.0)

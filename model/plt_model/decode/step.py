@@ -46,8 +46,7 @@ class DecodeStep(nn.Module):
         ring_seen = torch.arange(cache.window + 1, device=x.device) <= positions[:, None]
         ring_place = positions % max(cache.window + 1, 1)
         for i, layer in enumerate(self.layers):
-            parts = (cache.keys, cache.values, cache.ring_keys, cache.ring_values)
-            held = tuple(part[i][:slots] for part in parts)
+            held = (cache.keys[i], cache.values[i], cache.ring_keys[i], cache.ring_values[i])
             x = layer(x, cos, sin, held, positions, seen, ring_place, ring_seen, reach)
         if loops > 1:
             cache.carry[:slots].copy_(base.handed_on(x[:, :-1]))
@@ -94,8 +93,8 @@ class _Layer(nn.Module):
             _write(values, v[:, 0], positions)
         rows = self.heads // self.groups
         folded = q.view(slots, loops, self.groups, rows, self.size).permute(0, 2, 1, 3, 4)
-        y = _attend(folded.reshape(slots, self.groups, loops * rows, self.size), keys[:, :, :reach],
-                    values[:, :, :reach], seen[:, None, None, :])  # fmt: skip
+        y = _attend(folded.reshape(slots, self.groups, loops * rows, self.size), keys[:slots, :, :reach],
+                    values[:slots, :, :reach], seen[:, None, None, :])  # fmt: skip
         y = (
             y.view(slots, self.groups, loops, rows, self.size)
             .permute(0, 2, 1, 3, 4)
@@ -123,18 +122,28 @@ class _Layer(nn.Module):
         """Passes 1.. with their window mixed in."""
         slots, plain = x.shape[0], 1 if first == 0 else 0  # pass 0, where it is among the rows, has no window
         later = x.shape[1] - plain
-        rings = slice(first + plain - 1, first + plain - 1 + later)
-        ring_keys, ring_values = held[2][:, rings], held[3][:, rings]
-        index = place[:, None, None, None, None].expand(slots, later, self.groups, 1, self.size)
-        ring_keys.scatter_(3, index, k[:, plain:, :, None])
-        ring_values.scatter_(3, index, v[:, plain:, :, None])
+        start = first + plain - 1
+        _write_rings(held[2], k[:, plain:], place, start)
+        _write_rings(held[3], v[:, plain:], place, start)
+        ring_keys, ring_values = (ring[:slots, start : start + later] for ring in (held[2], held[3]))
         own = q[:, plain:].reshape(slots * later, self.groups, -1, self.size)
         mask = seen.repeat_interleave(later, dim=0)[:, None, None, :]
         local = _attend(own, ring_keys.flatten(0, 1), ring_values.flatten(0, 1), mask)
         local = local.reshape(slots, later, self.heads, self.size)
-        g = self.layer.self_attn.plt_gate(x[:, plain:], q[:, plain:].transpose(1, 2)).transpose(1, 2)[..., None]
+        g = self._gate(x[:, plain:], q[:, plain:])[..., None]
         mixed = g * y[:, plain:] + (1 - g) * local
         return torch.cat([y[:, :1], mixed], dim=1) if plain else mixed
+
+
+    def _gate(self, x_NRD: Tensor, q_NRHK: Tensor) -> Tensor:
+        """The gate [N, R, H]. Compiled for a CPU it is written as a sum of products: one fused loop, where a matrix
+        product with so few columns would cost a call of its own."""
+        gate = self.layer.self_attn.plt_gate
+        if not (torch.compiler.is_compiling() and gate.use_hidden_states and x_NRD.device.type == "cpu"):
+            g: Tensor = gate(x_NRD, q_NRHK.transpose(1, 2)).transpose(1, 2)
+            return g
+        products = gate.gate_norm(x_NRD)[:, :, None].float() * gate.weight.float()
+        return torch.sigmoid(products.sum(-1).to(x_NRD.dtype) + gate.bias)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -144,9 +153,22 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-def _write(held_NGTK: Tensor, new_NGK: Tensor, positions: Tensor) -> None:
-    index = positions[:, None, None, None].expand(len(positions), new_NGK.shape[1], 1, new_NGK.shape[2])
-    held_NGTK.scatter_(2, index, new_NGK[:, :, None])
+def _write(held_NGTK: Tensor, new_nGK: Tensor, positions_n: Tensor) -> None:
+    """One more position for each of the first n slots, in place also where this is compiled: a cache is never copied."""
+    slots, groups = new_nGK.shape[:2]
+    device = new_nGK.device
+    row, group = torch.arange(slots, device=device)[:, None], torch.arange(groups, device=device)
+    held_NGTK.index_put_((row, group, positions_n[:, None]), new_nGK)
+
+
+def _write_rings(held_NRGWK: Tensor, new_nrGK: Tensor, place_n: Tensor, first: int) -> None:
+    """The same for the rings first, first + 1, ... of each slot."""
+    slots, loops, groups = new_nrGK.shape[:3]
+    device = new_nrGK.device
+    row = torch.arange(slots, device=device)[:, None, None]
+    loop = torch.arange(first, first + loops, device=device)[:, None]
+    group = torch.arange(groups, device=device)
+    held_NRGWK.index_put_((row, loop, group, place_n[:, None, None]), new_nrGK)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -165,11 +187,24 @@ class _Packed(nn.Module):
 
 @torch.no_grad()
 def _packed(parts: list[nn.Linear]) -> _Packed:
-    """The projections as one; their weights become views of its weight, so that nothing is held twice."""
-    weight = torch.cat([part.weight for part in parts])
+    """The projections as one; their weights become views of its weight, so that nothing is held twice, also when
+    several models of the same weights are packed."""
+    weight = _joined([part.weight for part in parts])
     bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
     first = 0
     for part in parts:
         part.weight.data = weight[first : first + part.out_features]
         first += part.out_features
     return _Packed(weight, bias)
+
+
+def _joined(parts: list[nn.Parameter]) -> Tensor:
+    """The matrices below one another: as they stand where they do so already, else in a copy."""
+    rows, start = 0, parts[0]
+    for part in parts:
+        offset = start.storage_offset() + rows * start.shape[1]
+        beside = part.untyped_storage().data_ptr() == start.untyped_storage().data_ptr()
+        if not (beside and part.storage_offset() == offset and part.is_contiguous()):
+            return torch.cat([part.detach() for part in parts])
+        rows += part.shape[0]
+    return start.detach().as_strided((rows, start.shape[1]), start.stride())
