@@ -70,23 +70,16 @@ def test_the_looped_transformer_is_the_models_sequential_mode(loops: int, normed
     model = build(settings)
     looped = LoopedTransformer(DecodeStep(model))
     cache = looped.cache(slots=3, capacity=24)
-    _read(looped, cache)
+    for slot, prompt in enumerate(PROMPTS):
+        read = PLTCache(sequential.config)
+        sequential(torch.tensor([prompt]), past_key_values=read, use_cache=True)
+        cache.adopt(slot, read)
     for t, tokens_N in enumerate(fed()):
         logits = looped(cache, tokens_N, 24)
         for slot in range(3):
             assert_close(logits[slot], expected[slot][t], EXACT, f"slot {slot}, step {t}")
     if loops > 1:
         assert gap(expected[0], whole(model, 0)) > VISIBLE  # it is not the PLT
-
-
-def _read(looped: LoopedTransformer, cache: object) -> None:
-    """Token by token, each slot up to its own length: a slot that is done takes its last token again and again, and
-    its length goes back."""
-    longest = max(map(len, PROMPTS))
-    for t in range(longest):
-        column = torch.tensor([prompt[min(t, len(prompt) - 1)] for prompt in PROMPTS])
-        looped(cache, column, 24)
-        cache.lengths.copy_(torch.tensor([min(t + 1, len(prompt)) for prompt in PROMPTS]))
 
 
 def test_each_pass_of_the_looped_transformer_keeps_all_its_keys() -> None:

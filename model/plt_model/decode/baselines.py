@@ -18,6 +18,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from ..cache_plt import PLTCache
 from ..configuration_plt import PLTConfig
 from .cache import StaticCache
 from .step import DecodeStep
@@ -51,13 +52,22 @@ class SequentialTrips(nn.Module):
 class LoopedCache:
     """R full caches, one a pass: what the standard looped transformer keeps. `lengths` [N] as in StaticCache."""
 
-    def __init__(self, passes: list[StaticCache]) -> None:
-        self.passes = passes
+    def __init__(self, config: PLTConfig, passes: list[StaticCache]) -> None:
+        self.config, self.passes = config, passes
         self.slots, self.capacity = passes[0].slots, passes[0].capacity
 
     @property
     def lengths(self) -> Tensor:
         return self.passes[0].lengths
+
+    def adopt(self, slot: int, read: PLTCache) -> None:
+        """Put in what a model of the sequential loop mode has read of one sequence. Raises ValueError as
+        StaticCache.adopt does."""
+        layers = len(self.passes[0].keys)
+        for loop, held in enumerate(self.passes):
+            one = PLTCache(self.config)
+            one.layers = read.layers[loop * layers : (loop + 1) * layers]
+            held.adopt(slot, one)
 
     def nbytes(self) -> dict[str, int]:
         """Bytes held, by part, as StaticCache.nbytes."""
@@ -81,10 +91,11 @@ class LoopedTransformer(nn.Module):
         one.plt_num_loops = 1
         weight = self.model.lm_head.weight
         return LoopedCache(
+            one,
             [
                 StaticCache(one, slots=slots, capacity=capacity, dtype=weight.dtype, device=weight.device)
                 for _ in range(self.config.plt_num_loops)
-            ]
+            ],
         )
 
     @torch.no_grad()
@@ -102,13 +113,11 @@ class LoopedTransformer(nn.Module):
 
 def _trip(step: DecodeStep, cache: StaticCache, x_N1D: Tensor, positions: Tensor, reach: int, loop: int) -> Tensor:
     """One pass through the layers -> [N, 1, D]."""
-    slots = len(x_N1D)
     cos, sin = step.model.model.rope(x_N1D, positions[:, None])
     seen = torch.arange(reach, device=x_N1D.device) <= positions[:, None]
     ring_seen = torch.arange(cache.window + 1, device=x_N1D.device) <= positions[:, None]
     ring_place = positions % max(cache.window + 1, 1)
-    parts = (cache.keys, cache.values, cache.ring_keys, cache.ring_values)
     for i, layer in enumerate(step.layers):
-        held = tuple(part[i][:slots] for part in parts)
+        held = (cache.keys[i], cache.values[i], cache.ring_keys[i], cache.ring_values[i])
         x_N1D = layer(x_N1D, cos, sin, held, positions, seen, ring_place, ring_seen, reach, loop)
     return x_N1D
