@@ -18,12 +18,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
 import filelock
 from pydantic import ValidationError
@@ -58,7 +59,8 @@ EVALUATION = "evaluation"
 """The kind of a run whose manifest names none: other kinds name themselves."""
 
 State = Literal["running", "complete", "incomplete", "killed"]
-_Line = TypeVar("_Line", CompletionRecord, SampleRecord)
+_Line = TypeVar("_Line", bound=Record)
+_Key = TypeVar("_Key", bound=Hashable)
 _File = TypeVar("_File", bound=Record)
 _Run = TypeVar("_Run")
 
@@ -75,11 +77,11 @@ class Run:
 
     def completions(self) -> Iterator[CompletionRecord]:
         """The last attempt at each completion, in the order of first attempts. Raises UserError."""
-        yield from _last_lines(self.path / COMPLETIONS, CompletionRecord).values()
+        yield from _completions(self.path).values()
 
     def samples(self) -> Iterator[SampleRecord]:
         """The last verdict on each sample, in the order of first verdicts. Raises UserError."""
-        yield from _last_lines(self.path / SAMPLES, SampleRecord).values()
+        yield from _verdicts(self.path).values()
 
     def metrics(self) -> Metrics | None:
         """None until a session has ended by itself. Raises UserError."""
@@ -141,14 +143,23 @@ def open_folders(
             problem(error)
 
 
-def _last_lines(path: Path, kind: type[_Line]) -> dict[Key, _Line]:
-    lines: dict[Key, _Line] = {}
+def _completions(folder: Path) -> dict[Key, CompletionRecord]:
+    return last_lines(folder / COMPLETIONS, CompletionRecord, lambda line: line.key)
+
+
+def _verdicts(folder: Path) -> dict[Key, SampleRecord]:
+    return last_lines(folder / SAMPLES, SampleRecord, lambda line: line.key)
+
+
+def last_lines(path: Path, kind: type[_Line], key: Callable[[_Line], _Key]) -> dict[_Key, _Line]:
+    """A journal by `key`: a later line with the same one replaces an earlier. Raises UserError."""
+    lines: dict[_Key, _Line] = {}
     for number, value in read_journal(path):
         try:
             line = kind.model_validate(value)
         except ValidationError as error:
-            raise UserError(f"{path}:{number}: {first_fault(error)}") from error
-        lines[line.key] = line
+            raise UserError(f"{path}:{number}: {_first_fault(error)}") from error
+        lines[key(line)] = line
     return lines
 
 
@@ -164,10 +175,10 @@ def read_record(path: Path, kind: type[_File], schema_version: int = SCHEMA_VERS
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        raise UserError(f"{path}: {first_fault(error)}") from error
+        raise UserError(f"{path}: {_first_fault(error)}") from error
 
 
-def first_fault(error: ValidationError) -> str:
+def _first_fault(error: ValidationError) -> str:
     """What is wrong with a record, in one line."""
     fault = error.errors(include_url=False)[0]
     return f"field {'.'.join(map(str, fault['loc']))}: {fault['msg']}"
@@ -223,6 +234,51 @@ def is_held(folder: Path) -> bool:
 # --- writing ------------------------------------------------------------------------------------------
 
 
+class HeldFolder:
+    """A run directory that this process holds, with the journals it writes there.
+
+    Use as a context manager: leaving it closes the journals and lets go of the lock, whatever happened.
+    """
+
+    def __init__(self, path: Path, lock: filelock.BaseFileLock) -> None:
+        self.path = path
+        self._lock = lock
+        self._journals: tuple[Journal, ...] = ()
+        """None of them before a session begins."""
+
+    def close(self) -> None:
+        """Close the journals and let go of the lock; harmless when closed already."""
+        try:
+            self._close_journals()
+        finally:
+            self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _close_journals(self) -> None:
+        for journal in self._journals:
+            journal.close()
+
+
+@contextmanager
+def holding(folder: Path) -> Iterator[filelock.BaseFileLock]:
+    """Make `folder` and hold it; let go only if the block fails. Raises what hold_folder does, and DiskFull."""
+    with naming_full_disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = hold_folder(folder)
+    try:
+        yield lock
+    except BaseException:
+        lock.release()
+        raise
+
+
 @dataclass(frozen=True)
 class RunRequest:
     """Which run a writer is for. `total` counts samples; `run_id` overrides the readable default name."""
@@ -236,21 +292,16 @@ class RunRequest:
     run_id: str | None = None
 
 
-class RunWriter:
-    """A run directory held for writing: what is done already, and the two journals. Thread-safe appends.
-
-    Use as a context manager: leaving it closes the journals and lets go of the lock, whatever happened.
-    """
+class RunWriter(HeldFolder):
+    """A run directory held for writing: what is done already, and the two journals. Thread-safe appends."""
 
     def __init__(self, path: Path, lock: filelock.BaseFileLock, manifest: Manifest) -> None:
-        self.path = path
+        super().__init__(path, lock)
         self.manifest = manifest
         self.completions: dict[Key, CompletionRecord] = {}
         """Finished completions that await a verdict."""
         self.samples: dict[Key, SampleRecord] = {}
         """Verdicts; errors are not among them."""
-        self._lock = lock
-        self._journals: tuple[Journal, Journal] | None = None
         self._read()
 
     @classmethod
@@ -259,21 +310,15 @@ class RunWriter:
 
         Raises UserError when another process holds it, when it holds another run, or when it is damaged.
         """
-        run_id = check_run_id(request.run_id) if request.run_id else request.identity.default_run_id()
+        run_id = request.identity.default_run_id() if request.run_id is None else check_run_id(request.run_id)
         path = root / run_id
-        with naming_full_disk(path):
-            path.mkdir(parents=True, exist_ok=True)
-        lock = hold_folder(path)
-        try:
+        with holding(path) as lock:
             if (path / MANIFEST).exists():
                 manifest = open_run(path).manifest
                 check_same_run(path, manifest.identity, request.identity)
             else:
                 manifest = _new_manifest(run_id, request)
             return cls(path, lock, manifest)
-        except BaseException:
-            lock.release()
-            raise
 
     @property
     def complete(self) -> bool:
@@ -303,12 +348,12 @@ class RunWriter:
 
     def add_completion(self, record: CompletionRecord) -> None:
         """Append to completions.jsonl. Raises DiskFull."""
-        assert self._journals is not None, "begin() comes first"
+        assert self._journals, "begin() comes first"
         self._journals[0].append(record.model_dump(mode="json"))
 
     def add_sample(self, record: SampleRecord) -> None:
         """Append to samples.jsonl. Raises DiskFull; ValueError for a verdict that JSON cannot hold."""
-        assert self._journals is not None, "begin() comes first"
+        assert self._journals, "begin() comes first"
         self._journals[1].append(record.model_dump(mode="json"))
 
     def seal(self) -> None:
@@ -345,28 +390,11 @@ class RunWriter:
             }
         )
 
-    def close(self) -> None:
-        """Close the journals and let go of the lock; harmless when closed already."""
-        try:
-            self._close_journals()
-        finally:
-            self._lock.release()
-
-    def __enter__(self) -> RunWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _read(self) -> None:
-        samples = _last_lines(self.path / SAMPLES, SampleRecord)
-        self.samples = {key: sample for key, sample in samples.items() if sample.error is None}
-        completions = _last_lines(self.path / COMPLETIONS, CompletionRecord)
+        self.samples = {key: sample for key, sample in _verdicts(self.path).items() if sample.error is None}
         self.completions = {
             key: completion
-            for key, completion in completions.items()
+            for key, completion in _completions(self.path).items()
             if completion.error is None and key not in self.samples
         }
 
@@ -374,10 +402,6 @@ class RunWriter:
         manifest = self.manifest.model_copy(update=dict(changes))
         write_atomically(self.path / MANIFEST, as_json(manifest))
         self.manifest = manifest
-
-    def _close_journals(self) -> None:
-        for journal in self._journals or ():
-            journal.close()
 
 
 def check_run_id(name: str) -> str:

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from plt_eval.diagnosis.records import (
     DIAGNOSIS,
     SCHEMA_VERSION,
@@ -22,7 +20,6 @@ from plt_eval.diagnosis.records import (
     DiagnosisMetrics,
 )
 from plt_eval.errors import UserError
-from plt_eval.journal import read_journal
 from plt_eval.records import Manifest
 from plt_eval.store import (
     EVALUATION,
@@ -30,8 +27,8 @@ from plt_eval.store import (
     METRICS,
     SAMPLES,
     State,
-    first_fault,
     is_held,
+    last_lines,
     open_folders,
     read_record,
     run_kind,
@@ -116,14 +113,7 @@ def list_diagnoses(root: Path, *, problem: Callable[[UserError], None] | None = 
 
 def read_lines(path: Path) -> dict[int, DiagnosedSample]:
     """The last line on each sample of a samples.jsonl, by index. Raises UserError."""
-    lines: dict[int, DiagnosedSample] = {}
-    for number, value in read_journal(path):
-        try:
-            line = DiagnosedSample.model_validate(value)
-        except ValidationError as error:
-            raise UserError(f"{path}:{number}: {first_fault(error)}") from error
-        lines[line.index] = line
-    return lines
+    return last_lines(path, DiagnosedSample, lambda line: line.index)
 
 
 def _read_table(diagnosis: Diagnosis, name: str, wanted: list[tuple[str, str, set[str]]] | None = None) -> DataFrame:

@@ -1,6 +1,6 @@
 """A diagnosis' run directory, held for writing: what is measured already, batches as they come, the tables at the end.
 
-    with DiagnosisWriter.open(root, identity, total=500) as writer:
+    with DiagnosisWriter.open(root, identity) as writer:
         writer.begin(manifest)
         writer.add_batch(rows, heads, lines)
         writer.finish()
@@ -18,7 +18,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import filelock
@@ -41,23 +40,21 @@ from plt_eval.diagnosis.store import HEADS, LOOPS, PARTS, SUMMARY, open_diagnosi
 from plt_eval.errors import UserError
 from plt_eval.journal import Journal, naming_full_disk, replacing, sync_folder, write_atomically
 from plt_eval.records import Session
-from plt_eval.store import MANIFEST, METRICS, SAMPLES, as_json, check_run_id, check_same_run, hold_folder, now
+from plt_eval.store import MANIFEST, METRICS, SAMPLES, HeldFolder, as_json, check_run_id, check_same_run, holding, now
 
 _MEMBERS = b"samples"
 """Where a part's file of rows says which samples it is of: one may have no rows."""
 
 
-class DiagnosisWriter:
-    """Use as a context manager: leaving it closes the journal and lets go of the lock, whatever happened."""
+class DiagnosisWriter(HeldFolder):
+    """A context manager, see HeldFolder. Its one journal is samples.jsonl."""
 
     def __init__(self, path: Path, lock: filelock.BaseFileLock, manifest: DiagnosisManifest | None) -> None:
-        self.path = path
+        super().__init__(path, lock)
         self.manifest = manifest
         """None before the first begin()."""
         self.done: dict[int, DiagnosedSample] = {}
         """The samples that are measured, by index."""
-        self._lock = lock
-        self._journal: Journal | None = None
         self._next_part = 1
         if self.complete:
             open_diagnosis(path).check()
@@ -70,19 +67,13 @@ class DiagnosisWriter:
     def open(cls, root: Path, identity: DiagnosisIdentity, *, run_id: str | None = None) -> DiagnosisWriter:
         """Find or make the directory of `identity` below `root` and hold it. Raises UserError when another process
         holds it, when it holds another run, or when it is damaged."""
-        path = root / (check_run_id(run_id) if run_id else identity.default_run_id())
-        with naming_full_disk(path):
-            path.mkdir(parents=True, exist_ok=True)
-        lock = hold_folder(path)
-        try:
+        path = root / (identity.default_run_id() if run_id is None else check_run_id(run_id))
+        with holding(path) as lock:
             manifest = None
             if (path / MANIFEST).exists():
                 manifest = open_diagnosis(path).manifest
                 check_same_run(path, manifest.identity, identity)
             return cls(path, lock, manifest)
-        except BaseException:
-            lock.release()
-            raise
 
     @property
     def complete(self) -> bool:
@@ -106,24 +97,24 @@ class DiagnosisWriter:
         with naming_full_disk(self.path):
             (self.path / PARTS).mkdir(exist_ok=True)
             sync_folder(self.path)
-        self._journal = Journal(self.path / SAMPLES)
+        self._journals = (Journal(self.path / SAMPLES),)
 
     def add_batch(self, rows: pa.Table, heads: pa.Table, lines: Sequence[DiagnosedSample]) -> None:
         """Store one measured batch: a line for each of its samples, whose `part` is decided here. Raises DiskFull."""
-        assert self._journal is not None, "begin() comes first"
+        assert self._journals, "begin() comes first"
         part = f"{self._next_part:06d}"
         members = json.dumps([line.index for line in lines])
         write_table(self._rows_file(part), rows.replace_schema_metadata({_MEMBERS: members}))
         write_table(self._heads_file(part), heads)
         for line in lines:
             line = line.model_copy(update={"part": part})
-            self._journal.append(line.model_dump(mode="json"))
+            self._journals[0].append(line.model_dump(mode="json"))
             self.done[line.index] = line
         self._next_part += 1
 
     def finish(self, peak_memory_bytes: int | None) -> None:
         """Every sample is measured: put the tables together and say that the run is complete. Raises DiskFull."""
-        self._close_journal()
+        self._close_journals()
         assert self.manifest is not None, "begin() comes first"
         parts = sorted({line.part for line in self.done.values()})
         rows = merge_rows([parquet.read_table(self._rows_file(part)) for part in parts])
@@ -145,25 +136,10 @@ class DiagnosisWriter:
 
     def abandon(self, peak_memory_bytes: int | None) -> None:
         """The session was cut short: say so in the manifest, unless it came to its end. Raises DiskFull."""
-        self._close_journal()
+        self._close_journals()
         if self.complete:
             return
         self._end("incomplete", peak_memory_bytes)
-
-    def close(self) -> None:
-        """Close the journal and let go of the lock; harmless when closed already."""
-        try:
-            self._close_journal()
-        finally:
-            self._lock.release()
-
-    def __enter__(self) -> DiagnosisWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     # --- the manifest -------------------------------------------------------------------------------------
 
@@ -224,10 +200,6 @@ class DiagnosisWriter:
 
     def _heads_file(self, part: str) -> Path:
         return self.path / PARTS / f"{part}-heads.parquet"
-
-    def _close_journal(self) -> None:
-        if self._journal is not None:
-            self._journal.close()
 
 
 # --- tables -------------------------------------------------------------------------------------------

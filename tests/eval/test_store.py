@@ -228,9 +228,12 @@ def test_run_ids_are_readable() -> None:
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", ".hidden", "", "-dash", "x" * 200, "sp ace", "new\nline"])
-def test_run_ids_that_are_no_file_names_are_refused(name: str) -> None:
+def test_run_ids_that_are_no_file_names_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="--run-id"):
         check_run_id(name)
+    with pytest.raises(UserError, match="--run-id"):
+        RunWriter.open(tmp_path, replace(REQUEST, run_id=name))
+    assert not list(tmp_path.iterdir())
 
 
 # --- writing and reading a run --------------------------------------------------------------------------
