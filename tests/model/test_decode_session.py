@@ -428,7 +428,7 @@ def test_prompts_side_by_side(lengths: list[int], mode: str, chunk: int | None) 
     ids=str,
 )
 def test_which_prompts_are_read_together(lengths: list[int], most: int, count: int) -> None:
-    assert side_by_side(lengths, most=most, chunk=100) == count
+    assert side_by_side(lengths, most=most, positions=100) == count
 
 
 def test_what_a_reader_refuses() -> None:
@@ -490,7 +490,9 @@ def test_no_requests() -> None:
 
 @pytest.mark.parametrize("sync_every", [1, 8], ids="sync-{}".format)
 @pytest.mark.parametrize("how", ["stopped", "stream", "first"])
-def test_a_request_that_fails_loses_no_result(how: str, sync_every: int) -> None:
+def test_a_request_that_fails_loses_no_result(
+    how: str, sync_every: int, caches: list[weakref.ref[StaticCache]]
+) -> None:
     """What is done when it fails comes out first; the error says whose it is."""
     model = model_of()
 
@@ -514,6 +516,22 @@ def test_a_request_that_fails_loses_no_result(how: str, sync_every: int) -> None
     if how == "stream" and sync_every == 8:
         expected = []  # the draws of a round are taken before it
     assert got == expected
+    assert caches[0]() is None  # even while the error and its traceback are held
+
+
+@pytest.fixture
+def caches(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[StaticCache]]:
+    """Every cache that a session allocates in this test."""
+    made: list[weakref.ref[StaticCache]] = []
+    allocate = session_module._allocated
+
+    def recorded(*given: Any) -> StaticCache:
+        cache = allocate(*given)
+        made.append(weakref.ref(cache))
+        return cache
+
+    monkeypatch.setattr(session_module, "_allocated", recorded)
+    return made
 
 
 def collect(results: Iterator[Result], into: list[str]) -> None:
@@ -521,16 +539,15 @@ def collect(results: Iterator[Result], into: list[str]) -> None:
         into.append(result.key)
 
 
-def test_closing_the_iterator_frees_everything() -> None:
+def test_closing_the_iterator_frees_everything(caches: list[weakref.ref[StaticCache]]) -> None:
     session = DecodeSession(model_of(), slots=2)
     results = session.run(requests([3] * 5, [2, 9, 9, 9, 9]))
     next(results)
-    held = [thing for thing in gc.get_objects() if isinstance(thing, StaticCache)]
-    cache = weakref.ref(held.pop())
+    assert caches[0]() is not None
     gc.disable()
     try:
         results.close()
-        assert cache() is None
+        assert caches[0]() is None
     finally:
         gc.enable()
     assert list(results) == []
@@ -538,7 +555,9 @@ def test_closing_the_iterator_frees_everything() -> None:
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, MemoryError, torch.OutOfMemoryError])
-def test_an_interruption_passes_through_and_frees_the_cache(interruption: type[BaseException]) -> None:
+def test_an_interruption_passes_through_and_frees_the_cache(
+    interruption: type[BaseException], caches: list[weakref.ref[StaticCache]]
+) -> None:
     model = model_of()
     watched = Watched(model, slots=2)
     inner, calls = watched.session.step, []
@@ -551,14 +570,12 @@ def test_an_interruption_passes_through_and_frees_the_cache(interruption: type[B
 
     watched.session.step = step
     got: list[str] = []
-    caught = None
-    try:
-        collect(watched.session.run(requests([3, 3, 3], [2, 9, 9])), got)
-    except interruption as error:
-        caught = error  # and with it the frames of its traceback
-    assert str(caught) == "now"
+    results = watched.session.run(requests([3, 3, 3], [2, 9, 9]))
+    with pytest.raises(interruption, match="now"):
+        collect(results, got)
     assert got == ["r0"]
-    assert list(watched.session.run([])) == []
+    gc.collect()  # the traceback, whose frames hold the step's cache
+    assert caches[0]() is None
 
 
 def test_ctrl_c_in_a_callback_passes_through() -> None:

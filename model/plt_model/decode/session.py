@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..modeling_plt import PLTForCausalLM
 from .cache import StaticCache
-from .prefill import CHUNK, read_prompts, side_by_side
+from .prefill import CHUNK, SIDE_BY_SIDE, read_prompts, side_by_side
 from .sampling import next_tokens
 from .step import DecodeStep
 
@@ -238,7 +238,8 @@ class _Run:
         """Read the next prompts and put them into free slots; results of those that end with their first token."""
         session = self.session
         lengths = (len(request.prompt) for request in self.waiting)
-        count = side_by_side(lengths, most=self.rows.count(None), chunk=session.chunk)
+        positions = min(session.chunk or CHUNK, SIDE_BY_SIDE.get(session.device.type, CHUNK))
+        count = side_by_side(lengths, most=self.rows.count(None), positions=positions)
         started = time.monotonic()
         rows = [_Row(self.waiting.popleft(), started) for _ in range(count)]
         caches, logits = read_prompts(session.model, [row.request.prompt for row in rows], chunk=session.chunk)
