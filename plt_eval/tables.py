@@ -16,6 +16,7 @@ from plt_eval.diagnosis.table import headline as diagnosis_headline
 from plt_eval.records import CompletionRecord, Manifest, MetricRecord, Metrics, SampleRecord, Session
 from plt_eval.runner import Result
 from plt_eval.store import EVALUATION, Run
+from plt_eval.words import plural
 
 DEEPEST_COLUMN = 1
 """Slashes in the name of a metric that still has a column of its own."""
@@ -171,7 +172,9 @@ def manifest_lines(run: Run) -> list[tuple[str, str]]:
     if manifest.missing:
         lines.append(("missing", f"{manifest.missing} samples; {'; '.join(manifest.missing_examples)}"))
     if manifest.sessions:
-        lines.append(("sandbox", manifest.sessions[-1].sandbox or "-"))
+        last = manifest.sessions[-1]
+        lines += [(f"  {name}", value) for name, value in last.engine_facts.items()]
+        lines.append(("sandbox", last.sandbox or "-"))
     return lines + session_lines(manifest.sessions)
 
 
@@ -260,7 +263,7 @@ def _decoding(manifest: Manifest) -> str:
     decoding, n = manifest.identity.decoding, manifest.identity.n_samples
     limit = "" if decoding.max_new_tokens is None else f", at most {decoding.max_new_tokens} new tokens"
     if decoding.temperature == 0:
-        return f"greedy, {n} sample{'s' if n > 1 else ''} a problem{limit}"
+        return f"greedy, {n} {plural(n, 'sample')} a problem{limit}"
     return (
         f"temperature {decoding.temperature:g}, top_p {decoding.top_p:g}, seed {decoding.seed}, "
         f"{n} samples a problem{limit}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plt_eval.errors import UserError
+from plt_eval.words import count_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,8 +81,11 @@ def diagnose_all(options: DiagnoseOptions, console: Console) -> list[Result]:
     from plt_eval.diagnosis.run import Settings, diagnose
     from plt_eval.diagnosis.samples import DEFAULT_SET, open_corpus
     from plt_eval.diagnosis.subject import Subject
+    from plt_eval.store import check_run_id
 
     notify = _notes(console)
+    if options.run_id is not None:
+        check_run_id(options.run_id)
     batch_size = parse_batch_size(options.batch_size)
     settings = Settings(
         results=options.results,
@@ -155,10 +159,10 @@ def _draw(
         trust_remote_code=options.trust_remote_code,
     )
     if len(drawn.samples) < options.samples:
-        what = "windows" if drawn.windows else "texts"
-        notify(f"{drawn.name} has {len(drawn.samples)} {what}, fewer than --samples {options.samples}: all are read")
+        has = count_of(len(drawn.samples), "window" if drawn.windows else "text")
+        notify(f"{drawn.name} has {has}, fewer than --samples {options.samples}: every one is read")
     for reason, count in sorted(drawn.left_out.items()):
-        notify(f"{drawn.name}: {count} records left out: {reason}")
+        notify(f"{drawn.name}: {count_of(count, 'record')} left out: {reason}")
     return drawn
 
 

@@ -11,6 +11,7 @@ from rich.text import Text
 from plt_eval.diagnosis.records import DiagnosisManifest, DiagnosisMetrics, LoopMetric
 from plt_eval.diagnosis.store import Diagnosis
 from plt_eval.errors import UserError
+from plt_eval.words import plural
 
 _STATES = {"raw": "before the final norm", "normed": "after it"}
 _HEADLINE = "output_shift"
@@ -130,11 +131,9 @@ def _intervals(manifest: DiagnosisManifest) -> str:
 
 def _samples(manifest: DiagnosisManifest) -> str:
     data = manifest.data
-    pieces = "windows" if data.windows else "texts"
-    return (
-        f"{manifest.total} samples, {manifest.tokens} tokens, at most {data.sequence_length} each, of "
-        f"{data.candidates} {pieces} of {data.name}"
-    )
+    read = f"{manifest.total} {plural(manifest.total, 'sample')}, {manifest.tokens} {plural(manifest.tokens, 'token')}"
+    pieces = plural(data.candidates, "window" if data.windows else "text")
+    return f"{read}, at most {data.sequence_length} each, of {data.candidates} {pieces} of {data.name}"
 
 
 def _variants(manifest: DiagnosisManifest) -> str:

@@ -29,6 +29,7 @@ from plt_eval.report.scores import FoundStudy, Measured, find_studies, run_score
 from plt_eval.store import MANIFEST, Run, list_runs
 from plt_eval.study.plan import DIAGNOSES
 from plt_eval.study.records import STUDY, Variant, read_study
+from plt_eval.words import count_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -135,7 +136,7 @@ def _find(text: str, results: Path) -> Diagnosis:
         raise UserError(f"{text!r} is the name or the beginning of {len(matches)} runs: {', '.join(map(str, matches))}")
     ids = [one.path.name for folder in diagnosis_folders(results) for one in list_diagnoses(folder, problem=_ignore)]
     near = difflib.get_close_matches(text, ids, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]}?" if near else f" (it holds {len(set(ids))} diagnoses)"
+    hint = f"; did you mean {near[0]}?" if near else f" (it holds {count_of(len(set(ids)), 'diagnosis')})"
     raise UserError(f"no run {text!r} in {results}{hint}")
 
 

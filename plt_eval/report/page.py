@@ -20,6 +20,7 @@ from plt_eval.report.blocks import Page, render
 from plt_eval.report.evidence import Evidence
 from plt_eval.report.sections import all_sections
 from plt_eval.report.sections.evaluation import agreement_sentence
+from plt_eval.words import count_of
 
 NAME = "report.html"
 """The page, where the user names none: beside the diagnosis with the most loops."""
@@ -43,10 +44,10 @@ def answer_sentence(evidence: Evidence) -> str:
         if found.measured < 2:
             return "Not enough evidence to say; a model that runs one loop shows nothing of what another would do."
         open_ = f"leave loop {found.safe + 1} open"
-        return f"Not enough evidence to say; the diagnostics speak for {_loops(found.safe)} and {open_}."
+        return f"Not enough evidence to say; the diagnostics speak for {count_of(found.safe, 'loop')} and {open_}."
     if found.loops == found.measured:
-        return f"Run {_loops(found.loops)}, all that were measured; more may do more."
-    return f"Run {_loops(found.loops)}."
+        return f"Run {count_of(found.loops, 'loop')}, all that were measured; more may do more."
+    return f"Run {count_of(found.loops, 'loop')}."
 
 
 def build_page(evidence: Evidence, command: Sequence[str]) -> Page:
@@ -56,7 +57,7 @@ def build_page(evidence: Evidence, command: Sequence[str]) -> Page:
     facts = (
         ("Model", evidence.name),
         ("Diagnosed", f"{measured}; the answer is read from R={main.loops}"),
-        ("Read on", f"{main.done:,} samples, {main.tokens:,} tokens of {main.data.name}"),
+        ("Read on", f"{count_of(main.done, 'sample')}, {count_of(main.tokens, 'token')} of {main.data.name}"),
         ("What evaluation says", agreement_sentence(evidence)),
     )
     return Page(
@@ -111,10 +112,6 @@ def report_json(evidence: Evidence, written: Written) -> dict[str, Any]:
         "html": str(written.html),
         "markdown": str(written.markdown),
     }
-
-
-def _loops(count: int) -> str:
-    return f"{count} loop{'' if count == 1 else 's'}"
 
 
 def _version() -> str:

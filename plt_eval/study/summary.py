@@ -14,6 +14,7 @@ from rich.text import Text
 
 from plt_eval.heldout import MIN_UNITS, DocumentScores, difference
 from plt_eval.study.records import Estimate, HeldOutRecord, HeldOutSummary, LoopSummary, Study, Variant
+from plt_eval.words import count_of
 
 Row = tuple[str, list[str]]
 Scores = Mapping[tuple[int, int, str], DocumentScores]
@@ -159,18 +160,14 @@ def _too_few(study: Study) -> str:
 def _units(found: HeldOutRecord) -> str:
     """What was resampled: documents that stand for themselves, or the packages that they are of."""
     if found.units == found.documents:
-        return _number(found.documents, "document")
-    return _number(found.units, "package")
+        return count_of(found.documents, "document")
+    return count_of(found.units, "package")
 
 
 def _amount(found: HeldOutRecord) -> str:
     """As in "199,967 tokens of 18 documents of 14 packages"."""
     of = "" if found.units == found.documents else f" of {_units(found)}"
-    return f"{found.tokens:,} tokens of {_number(found.documents, 'document')}{of}"
-
-
-def _number(count: int, thing: str) -> str:
-    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+    return f"{found.tokens:,} tokens of {count_of(found.documents, 'document')}{of}"
 
 
 def study_markdown(study: Study, folder: Path) -> str:

@@ -144,6 +144,8 @@ def test_ls_and_show_know_both_kinds(cli: Cli) -> None:
         (("--model", CHECKPOINT), "no tokenizer in it; pass --tokenizer FOLDER, or --tokenizer bytes"),
         (("--tokenizer", "nowhere"), "--tokenizer nowhere: expected"),
         (("--run-id", "../x"), "--run-id '../x"),
+        (("--run-id", ""), "--run-id '': expected letters, digits"),
+        (("--run-id", "", "--model", "plt-tiny:r2"), "--run-id '': expected letters, digits"),
         (("--data", ""), "--data '': empty; expected a file, a folder or a set"),
     ],
 )
@@ -158,6 +160,14 @@ def test_few_samples_are_said_to_have_no_interval(cli: Cli) -> None:
     assert "without intervals: they take 8 samples; 7 samples" in out
     _, out, _ = cli("diagnose", "--model", "plt-tiny:r2", *SMALL, *MEASURE)
     assert "with 95% intervals (bootstrap over samples); 9 samples" in out
+
+
+def test_one_text_is_no_texts(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("a text", encoding="utf-8")
+    code, out, err = cli("diagnose", "--model", "plt-tiny:r2", "--data", "one.txt", "--no-windows", *SMALL, *MEASURE)
+    assert code == 0, err
+    assert "note: one has 1 text, fewer than --samples 9: every one is read" in err
+    assert "; 1 sample, 8 tokens, at most 20 each, of 1 text of one" in out
 
 
 def test_damage_is_named_and_says_what_helps(cli: Cli) -> None:

@@ -28,6 +28,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatt
 from plt_eval.diagnosis.store import Diagnosis
 from plt_eval.report import style
 from plt_eval.report.reference import LABEL, published
+from plt_eval.words import plural
 
 COLUMNS = ("origin", "model", "loops", "loop", "measurement", "variant", "value", "low", "high", "n")
 
@@ -236,4 +237,7 @@ def own_loops(data: pd.DataFrame) -> list[int]:
 def samples_of(data: pd.DataFrame) -> str:
     """As in "96 samples"."""
     counts = of(data, "own")["n"].dropna()
-    return f"{int(counts.max())} samples" if len(counts) else "samples"
+    if not len(counts):
+        return "samples"
+    most = int(counts.max())
+    return f"{most} {plural(most, 'sample')}"

@@ -10,7 +10,8 @@ import pandas as pd
 
 from plt_eval.report.blocks import Block, Commands, Items, Section, Table, Text
 from plt_eval.report.evidence import Evidence
-from plt_eval.report.sections.cells import count_of, size
+from plt_eval.report.sections.cells import size
+from plt_eval.words import count_of
 
 if TYPE_CHECKING:
     from plt_eval.diagnosis.store import Diagnosis
@@ -32,7 +33,7 @@ def methods(evidence: Evidence) -> Section:
     left = ", ".join(f"R={loops}" for loops, one in evidence.diagnoses.items() if one.manifest.resumed)
     if left:
         blocks.append(Text(f"Stopped and gone on with: {left}.", "note"))
-    blocks.append(Text(f"Data: {main.data.source}, {main.total:,} of {main.data.candidates:,} texts."))
+    blocks.append(Text(f"Data: {main.data.source}, {main.total:,} of {count_of(main.data.candidates, 'text')}."))
     return Section("methods", "How it was measured", tuple(blocks))
 
 

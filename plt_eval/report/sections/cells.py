@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from plt_eval.words import count_of
+
 
 def number(value: float | None, decimals: int | None = None) -> str:
     """With `decimals`, or three digits and more for large whole parts; "-" for none."""
@@ -60,11 +62,6 @@ def estimate(row: Any, form: str | None = None) -> str:
 def loops_or_open(loops: int | None) -> str:
     """As in "2 loops"."""
     return "not enough evidence" if loops is None else count_of(loops, "loop")
-
-
-def count_of(count: int, thing: str) -> str:
-    """As in "1 core", "2 cores"."""
-    return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
 def sentence(text: str) -> str:

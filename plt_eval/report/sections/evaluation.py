@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from plt_eval.report.blocks import Block, Folded, Items, Section, Table, Text
 from plt_eval.report.evidence import Agreement, Evidence
 from plt_eval.report.scores import HOW_TEXT, Measured, Score
-from plt_eval.report.sections.cells import count_of, with_interval
+from plt_eval.report.sections.cells import with_interval
+from plt_eval.words import count_of
 
 
 def scores(evidence: Evidence) -> Section:
