@@ -26,6 +26,7 @@ from plt_eval.diagnosis.store import Diagnosis, list_diagnoses, open_diagnosis
 from plt_eval.errors import UserError
 from plt_eval.report.scores import FoundStudy, find_studies
 from plt_eval.store import Run, list_runs
+from plt_eval.words import count_of
 
 _MEMBER = re.compile(r"(?P<family>[^:/\\]+):r(?P<loops>[1-9]\d*)")
 _T = TypeVar("_T")
@@ -62,15 +63,22 @@ def collect(
     runs = [run for folder in run_folders(results) for run in list_runs(folder, problem=problem)]
     named_runs = [(_names(run.manifest.identity.model, run.manifest.identity.loops), run) for run in runs]
     by_name = _count((names for names, _ in diagnoses), (names for names, _ in named_runs), studies)
-    wanted = _wanted(models, by_name, notes)
-    own = {name: study for name, study in studies.items() if name in wanted}
+    wanted = _wanted(models, by_name)
+    left_out: list[str] = []
+    own = [one for names, one in diagnoses if names & set(wanted)]
+    own_runs = [run for names, run in named_runs if names & set(wanted)]
+    chosen, chosen_runs = _comparable_diagnoses(own, left_out), comparable_runs(own_runs, left_out)
+    own_studies = [study for name, study in studies.items() if name in wanted]
+    if not models and len(by_name) > 1:
+        drawn = (len(chosen), sum(map(len, chosen_runs.values())), len(own_studies[:1]))
+        notes.append(_chosen_note(wanted[0], drawn, by_name))
     return Selection(
         name=", ".join(wanted),
-        diagnoses=_comparable_diagnoses([one for names, one in diagnoses if names & set(wanted)], notes),
-        runs=comparable_runs([run for names, run in named_runs if names & set(wanted)], notes),
-        study=next(iter(own.values()), None),
+        diagnoses=chosen,
+        runs=chosen_runs,
+        study=next(iter(own_studies), None),
         every_run=tuple(runs),
-        notes=tuple(notes),
+        notes=(*notes, *left_out),
     )
 
 
@@ -134,7 +142,8 @@ def _count(
     return {name: (of_diagnoses[name], of_runs[name], int(name in studies)) for name in every}
 
 
-def _wanted(models: Sequence[str], counts: Mapping[str, tuple[int, int, int]], notes: list[str]) -> list[str]:
+def _wanted(models: Sequence[str], counts: Mapping[str, tuple[int, int, int]]) -> list[str]:
+    """The models asked for, or the one with the most runs. Raises UserError for one that no run is of."""
     for model in models:
         if model not in counts:
             near = difflib.get_close_matches(model, counts, n=1, cutoff=0.5)
@@ -142,22 +151,21 @@ def _wanted(models: Sequence[str], counts: Mapping[str, tuple[int, int, int]], n
             raise UserError(f"--model {model}: no run of such a model{hint}")
     if models:
         return list(dict.fromkeys(models))
-    if not counts:
-        return []
-    best = max(counts, key=lambda name: counts[name])
+    return [max(counts, key=lambda name: counts[name])] if counts else []
+
+
+def _chosen_note(best: str, drawn: tuple[int, int, int], counts: Mapping[str, tuple[int, int, int]]) -> str:
+    """Whose runs are drawn where nobody asked for a model, and how many of those that are stored: others repeat them
+    or do not compare."""
+    kinds = zip(drawn, counts[best], ("diagnosis", "evaluation", "study"), strict=True)
+    parts = [
+        count_of(stored, kind) if few == stored else f"{few} of {count_of(stored, kind)}"
+        for few, stored, kind in kinds
+        if stored
+    ]
     others = [name for name in counts if name != best]
-    if others:
-        what = zip(counts[best], ("diagnosis", "evaluation", "study"), strict=True)
-        found = ", ".join(_number(number, kind) for number, kind in what if number)
-        more = f" and {len(others) - 6} more" if len(others) > 6 else ""
-        notes.append(f"drawn for {best} ({found}); --model chooses another: {', '.join(others[:6])}{more}")
-    return [best]
-
-
-def _number(count: int, thing: str) -> str:
-    """As in "4 diagnoses"."""
-    plurals = {"diagnosis": "diagnoses", "evaluation": "evaluations", "study": "studies"}
-    return f"{count} {thing if count == 1 else plurals[thing]}"
+    more = f" and {len(others) - 6} more" if len(others) > 6 else ""
+    return f"drawn for {best} ({', '.join(parts)}); --model chooses another: {', '.join(others[:6])}{more}"
 
 
 # --- what compares ------------------------------------------------------------------------------------

@@ -159,6 +159,17 @@ def test_one_checkpoint_at_several_loop_counts_goes_by_its_label(results: Path) 
     assert [*found.diagnoses] == [3, 4]
 
 
+def test_what_is_drawn_is_told_from_what_is_stored(tmp_path: Path) -> None:
+    for started, data in enumerate(("python", "trace", "trace")):
+        write_diagnosis(tmp_path, "toy:r2", 2, data=data, started=started)
+    write_diagnosis(tmp_path, "toy:r3", 3, data="trace", started=9)
+    found = collect(tmp_path)
+    assert list(found.diagnoses) == [2, 3]
+    assert found.notes[0] == "drawn for toy (2 of 4 diagnoses); --model chooses another: toy:r2, toy:r3"
+    assert found.notes[1].startswith("diagnoses left out because they repeat or do not compare: ")
+    assert len(collect(tmp_path, ["toy"]).notes) == 1, "who names a model is not told which"
+
+
 def test_results_may_be_the_runs_folder_itself(results: Path) -> None:
     assert [*collect(results / "runs").diagnoses] == [1, 2, 3, 4]
 
