@@ -2,8 +2,8 @@
 
 Nothing heavy is imported until a subcommand runs, so `plt-eval --help` answers at once.
 
-Exit codes: 0 done; 1 done, but some samples are missing; 2 the user has to mend something (one line on stderr);
-130 interrupted.
+Exit codes: 0 done; 1 done, but some samples are missing or a correctness gate was red; 2 the user has to mend
+something (one line on stderr); 130 interrupted.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from plt_eval.cli.bench import app as bench
 from plt_eval.cli.data import app as data
 from plt_eval.cli.demo import demo
 from plt_eval.cli.diagnose import diagnose
@@ -50,6 +51,7 @@ app.command("report")(report)
 app.command("figures")(figures)
 app.command("suites")(suites)
 app.add_typer(data, name="data")
+app.add_typer(bench, name="bench")
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,239 @@
+"""What `plt-eval bench` does with its options: check them, build the models, run one bench, print and store it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plt_eval.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from plt_eval.bench.floor import Bandwidth
+    from plt_eval.bench.outcome import Outcome, Setup
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """The options of all benches, by name. None means: not given."""
+
+    shape: str | None = None
+    model: str | None = None
+    loops: str = "1,2,4"
+    dtype: str = "auto"
+    device: str = "auto"
+    threads: int | None = None
+    batch: str = "1"
+    context: str = "512"
+    rounds: int = 5
+    tokens: int = 32
+    compile: str = "auto"
+    attention: str | None = None
+    baselines: str = "all"
+    chunk: int | None = None
+    requests: int = 32
+    each: bool = False
+    memory: bool = False
+    layers: int = 14
+    json: Path | None = None
+    seed: int = 0
+
+
+def report_bench(kind: str, options: BenchOptions) -> bool:
+    """Run one bench, print its table to stdout and write --json; says whether every gate was green. Raises UserError;
+    on Ctrl-C exits with 130."""
+    import typer
+    from rich.console import Console
+
+    from plt_eval.bench.report import bench_json, print_outcome
+    from plt_eval.journal import write_atomically
+
+    console = Console(stderr=True, highlight=False)
+    try:
+        document, outcome = _run(kind, options, console)
+    except KeyboardInterrupt:
+        typer.echo("plt-eval: interrupted: nothing is written", err=True)
+        raise typer.Exit(130) from None
+    if options.json is not None:
+        write_atomically(options.json, json.dumps({**document, **bench_json(outcome)}, indent=2) + "\n")
+    print_outcome(outcome, document)
+    for where, gates in outcome.refused().items():
+        for gate in gates:
+            typer.echo(f"plt-eval: red gate: {where}: {gate.line()}: no speed is printed for it", err=True)
+    return not outcome.refused()
+
+
+def _run(kind: str, options: BenchOptions, console: Any) -> tuple[dict[str, Any], Outcome]:
+    _check_json(options.json)
+    bench = BENCHES[kind](options)
+    import torch
+
+    from plt_eval.bench.floor import measure_bandwidth
+    from plt_eval.bench.outcome import Setup
+    from plt_eval.bench.progress import BenchProgress
+    from plt_eval.bench.rounds import Stopwatch
+    from plt_eval.cli.evaluate import parse_loops
+    from plt_eval.engines.hf import pick_device
+
+    loops = tuple(dict.fromkeys((1, *parse_loops(options.loops))))
+    device = pick_device(options.device)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    began = datetime.now(UTC)
+    with BenchProgress(console, f"bench {kind}") as progress:
+        family = make_family(options, device)
+        attention = family.attention(options.attention)
+        setup = Setup(family, loops, options.rounds, Stopwatch(device), progress, options.seed)
+        bandwidth = measure_bandwidth(device)
+        outcome = bench(setup, bandwidth)
+    outcome.settings |= {"attention": attention, "loops": list(loops), "rounds": options.rounds, "seed": options.seed}
+    return _document(kind, setup, bandwidth, began), outcome
+
+
+def make_family(options: BenchOptions, device: torch.device) -> Any:
+    """The weights that --shape or --model names. Raises UserError and CheckpointError."""
+    import torch
+
+    from plt_eval.bench.subjects import SHAPES, Family
+    from plt_eval.models import resolve_model
+
+    if options.model is not None and options.shape is not None:
+        raise UserError("give --shape or --model, not both")
+    dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
+    if options.model is not None:
+        resolved = resolve_model(options.model)
+        return Family.checkpoint(resolved.folder, dtype=dtype, device=device)
+    shape = options.shape or "medium"
+    if shape not in SHAPES:
+        raise UserError(f"--shape {shape}: expected one of {', '.join(SHAPES)}")
+    return Family.random(shape, dtype=dtype or torch.bfloat16, device=device, seed=options.seed)
+
+
+def numbers(flag: str, text: str) -> tuple[int, ...]:
+    """As in "1,8": rising or not, each at least 1. Raises UserError."""
+    found = []
+    for part in text.split(","):
+        if not part.strip().isdecimal() or int(part) < 1:
+            raise UserError(f"{flag} {text!r}: {part.strip()!r} is no number of at least 1; expected e.g. 1 or 1,8")
+        found.append(int(part))
+    return tuple(dict.fromkeys(found))
+
+
+def _check_json(path: Path | None) -> None:
+    """Before anything is measured: it would be a pity afterwards."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise UserError(f"--json {path}: expected a file in a folder that exists")
+
+
+def _decode_settings(options: BenchOptions) -> Callable[[Setup, Bandwidth], Outcome]:
+    batches, contexts = numbers("--batch", options.batch), numbers("--context", options.context)
+    chosen = _baselines(options.baselines)
+
+    def bench(setup: Setup, bandwidth: Bandwidth) -> Outcome:
+        from plt_eval.bench.decode import DecodeSettings, bench_decode
+
+        settings = DecodeSettings(batches, contexts, options.tokens, options.compile, chosen)
+        return bench_decode(setup, settings, bandwidth)
+
+    return bench
+
+
+def _baselines(text: str) -> tuple[str, ...]:
+    known = ("trips", "looped", "llama")
+    if text in ("all", "none"):
+        return known if text == "all" else ()
+    parts = tuple(part.strip() for part in text.split(","))
+    wrong = next((part for part in parts if part not in known), None)
+    if wrong is not None:
+        raise UserError(f"--baselines {text!r}: {wrong!r} is none; expected all, none or some of {', '.join(known)}")
+    return parts
+
+
+def _throughput_settings(options: BenchOptions) -> Callable[[Setup, Bandwidth], Outcome]:
+    batches, contexts = numbers("--batch", options.batch), numbers("--context", options.context)
+
+    def bench(setup: Setup, _: Bandwidth) -> Outcome:
+        from plt_eval.bench.throughput import ThroughputSettings, bench_throughput
+
+        return bench_throughput(
+            setup, ThroughputSettings(batches, contexts, options.tokens, options.requests, options.compile)
+        )
+
+    return bench
+
+
+def _prefill_settings(options: BenchOptions) -> Callable[[Setup, Bandwidth], Outcome]:
+    batches, contexts = numbers("--batch", options.batch), numbers("--context", options.context)
+
+    def bench(setup: Setup, _: Bandwidth) -> Outcome:
+        from plt_eval.bench.prefill import PrefillSettings, bench_prefill
+
+        return bench_prefill(setup, PrefillSettings(batches, contexts, options.chunk))
+
+    return bench
+
+
+def _train_settings(options: BenchOptions) -> Callable[[Setup, Bandwidth], Outcome]:
+    batches, contexts = numbers("--batch", options.batch), numbers("--context", options.context)
+
+    def bench(setup: Setup, _: Bandwidth) -> Outcome:
+        from plt_eval.bench.train import bench_train
+
+        return bench_train(setup, batches, contexts)
+
+    return bench
+
+
+def _diagnose_settings(options: BenchOptions) -> Callable[[Setup, Bandwidth], Outcome]:
+    contexts = numbers("--context", options.context)
+
+    def bench(setup: Setup, _: Bandwidth) -> Outcome:
+        from plt_eval.bench.diagnostics import bench_memory, bench_time
+
+        if options.memory:
+            return bench_memory(setup, contexts, options.layers)
+        return bench_time(setup, contexts, each=options.each)
+
+    return bench
+
+
+BENCHES: dict[str, Callable[[BenchOptions], Callable[[Setup, Bandwidth], Outcome]]] = {
+    "decode": _decode_settings,
+    "throughput": _throughput_settings,
+    "prefill": _prefill_settings,
+    "train": _train_settings,
+    "diagnose": _diagnose_settings,
+}
+"""Each checks its options, and hands back what runs."""
+
+
+def _document(kind: str, setup: Setup, bandwidth: Bandwidth, began: datetime) -> dict[str, Any]:
+    """Where and of what: all of the JSON but the numbers."""
+    import torch
+
+    from plt_eval.provenance import git_state, hardware, packages
+    from plt_model import PLTConfig
+
+    git, family = git_state(), setup.family
+    config: PLTConfig = family.config
+    return {
+        "bench": kind,
+        "command": ["plt-eval", *sys.argv[1:]],
+        "began": began.isoformat(timespec="seconds"),
+        "seconds": round((datetime.now(UTC) - began).total_seconds(), 1),
+        "model": {"name": family.name, "parameters": family.parameters(), "config": config.to_dict()},
+        "dtype": str(family.dtype).removeprefix("torch."),
+        "device": family.device.type,
+        "threads": torch.get_num_threads(),
+        "machine": hardware().model_dump(mode="json"),
+        "packages": packages(),
+        "git": None if git is None else git.model_dump(mode="json"),
+        "bandwidth": dataclasses.asdict(bandwidth),
+    }
