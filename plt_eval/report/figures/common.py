@@ -180,6 +180,18 @@ def write_values(axes: Axes, rows: pd.DataFrame) -> None:
         )
 
 
+def published_panel(axes: Axes, rows: pd.DataFrame, label: str, *, margin: float, log: bool = False) -> None:
+    """A panel of published numbers alone, of one model: `label` is its axis, `margin` the room above and below them."""
+    published_points(axes, rows)
+    write_values(axes, rows)
+    axes.margins(y=margin)
+    if log:
+        log_axis(axes)
+    loop_axis(axes, int(rows["loop"].min()), int(rows["loop"].max()))
+    axes.set_ylabel(label)
+    grey_panel(axes, int(rows["loops"].iloc[0]))
+
+
 def loop_axis(axes: Axes, first: int, last: int) -> None:
     """Whole loops only, with room at the sides."""
     axes.set_xlim(first - 0.45, last + 0.45)

@@ -15,7 +15,6 @@ from plt_eval.report.figures.common import (
     Canvas,
     Diagnoses,
     both,
-    grey_panel,
     headline,
     lines_by_loops,
     log_axis,
@@ -25,10 +24,9 @@ from plt_eval.report.figures.common import (
     of,
     own_loops,
     own_rows,
-    published_points,
+    published_panel,
     published_rows,
     samples_of,
-    write_values,
 )
 
 PANELS = {
@@ -61,13 +59,7 @@ def draw_outputs(data: pd.DataFrame, figure: Canvas | None = None) -> Canvas:
         if measurement in _LOGARITHMIC:
             log_axis(axes)
     rows = of(data, "published", "output_shift")
-    published_points(grid[-1], rows)
-    write_values(grid[-1], rows)
-    grid[-1].margins(y=0.35)
-    log_axis(grid[-1])
-    loop_axis(grid[-1], int(rows["loop"].min()), int(rows["loop"].max()))
-    grid[-1].set_ylabel("output shift (nats, log scale)")
-    grey_panel(grid[-1], int(rows["loops"].iloc[0]))
+    published_panel(grid[-1], rows, "output shift (nats, log scale)", margin=0.35, log=True)
     headline(figure, f"{name_of(data)}: outputs by loop, mean and 95% band over {samples_of(data)}")
     loops_legend(figure, own_loops(data))
     return figure

@@ -20,7 +20,6 @@ from plt_eval.report.figures.common import (
     Diagnoses,
     band,
     both,
-    grey_panel,
     headline,
     log_axis,
     loop_axis,
@@ -28,10 +27,9 @@ from plt_eval.report.figures.common import (
     of,
     own_loops,
     own_rows,
-    published_points,
+    published_panel,
     published_rows,
     samples_of,
-    write_values,
 )
 
 GAIN, COST, RATIO = "output_shift", "offset_cost", "offset_cost_over_output_shift"
@@ -127,13 +125,7 @@ def _published_panel(axes: Axes, data: pd.DataFrame) -> None:
     rows = of(data, "published", GAIN)
     low = of(data, "published", f"{RATIO}_lowest")["value"].iloc[0]
     high = of(data, "published", f"{RATIO}_highest")["value"].iloc[0]
-    published_points(axes, rows)
-    write_values(axes, rows)
-    axes.margins(y=0.35)
-    log_axis(axes)
-    loop_axis(axes, int(rows["loop"].min()), int(rows["loop"].max()))
-    axes.set_ylabel(_GAIN_LABEL)
-    grey_panel(axes, int(rows["loops"].iloc[0]))
+    published_panel(axes, rows, _GAIN_LABEL, margin=0.35, log=True)
     axes.set_title(f"{axes.get_title()}\n$\\Omega/\\Delta_p$ = {low:g} to {high:g}, every loop", color=style.PUBLISHED)
 
 

@@ -17,7 +17,6 @@ from plt_eval.report.figures.common import (
     Canvas,
     Diagnoses,
     both,
-    grey_panel,
     headline,
     lines_by_loops,
     loop_axis,
@@ -26,10 +25,9 @@ from plt_eval.report.figures.common import (
     of,
     own_loops,
     own_rows,
-    published_points,
+    published_panel,
     published_rows,
     samples_of,
-    write_values,
 )
 
 PANELS = {
@@ -79,14 +77,9 @@ def _published_panel(axes: Axes, rows: pd.DataFrame, label: str) -> None:
         axes.axis("off")
         axes.text(0.5, 0.5, "no published numbers", ha="center", va="center", color=style.PUBLISHED, fontsize=7.5)
         return
-    published_points(axes, rows)
-    write_values(axes, rows)
-    axes.margins(y=0.3)
-    loop_axis(axes, int(rows["loop"].min()), int(rows["loop"].max()))
-    axes.set_ylabel(label)
+    published_panel(axes, rows, label, margin=0.3)
     if (rows["measurement"] == "angular_change").all():
         _zero_line(axes)
-    grey_panel(axes, int(rows["loops"].iloc[0]))
 
 
 def _zero_line(axes: Axes) -> None:
