@@ -1,9 +1,9 @@
-"""How alike the heads of a layer attend: head x head cosines, kept as sums that batches can be merged from.
+"""How alike the heads of a layer attend: head x head cosines, as means over samples.
 
 similarity = HeadSimilarity.empty(model.shape)
 similarity.add(block)
 similarity.finish_layer(layer, mask)
-similarity.merge(other).table()      # pyarrow.Table of SCHEMA
+similarity.table()      # pyarrow.Table of SCHEMA: means with their counts, so that batches can be merged
 """
 
 from __future__ import annotations
@@ -62,10 +62,6 @@ class HeadSimilarity:
             self.sums[loop, layer] += np.where(finite, means, 0.0).sum(0)
             self.counts[loop, layer] += finite.sum(0)
         self._open.clear()
-
-    def merge(self, other: HeadSimilarity) -> HeadSimilarity:
-        """Both batches together."""
-        return HeadSimilarity(self.sums + other.sums, self.counts + other.counts)
 
     def table(self) -> pa.Table:
         """One row a loop (from 1), layer and pair of heads."""
