@@ -127,6 +127,8 @@ class Session(Record):
     hardware: Hardware
     sandbox: str
     """The sandbox's name; empty for a suite that was judged without one."""
+    engine_facts: dict[str, str] = {}
+    """How the engine computed, as far as that is not part of the identity: its decoder, its attention."""
 
 
 class Manifest(Record):

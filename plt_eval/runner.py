@@ -316,6 +316,7 @@ def _request(
         data_source=data.source,
         command=settings.command,
         sandbox=settings.sandbox if suite.runs_code else "",
+        engine_facts=engine.facts(),
         run_id=settings.run_id,
     )
 

@@ -20,7 +20,7 @@ import os
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -289,6 +289,7 @@ class RunRequest:
     data_source: str
     command: tuple[str, ...] = ()
     sandbox: str = ""
+    engine_facts: Mapping[str, str] = field(default_factory=dict)
     run_id: str | None = None
 
 
@@ -335,6 +336,7 @@ class RunWriter(HeldFolder):
             git=provenance.git_state(),
             hardware=provenance.hardware(),
             sandbox=request.sandbox,
+            engine_facts=dict(request.engine_facts),
         )
         sessions = (*self.manifest.sessions, session)
         changes = {"sessions": sessions, "resumed": len(sessions) - 1, "status": "running", "ended": None}

@@ -53,6 +53,9 @@ class RunOptions:
     device: str | None = None
     chat_template: str | None = None
     tokenizer: str | None = None
+    decoder: str | None = None
+    attention: str | None = None
+    compile: str | None = None
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
@@ -68,9 +71,8 @@ class RunOptions:
 
 
 ONLY_WITH = {
-    **dict.fromkeys(
-        ("model", "loops", "loop_mode", "batch_size", "dtype", "device", "chat_template", "tokenizer"), ("hf",)
-    ),
+    **dict.fromkeys(("model", "loops", "loop_mode", "batch_size", "dtype", "device"), ("hf",)),
+    **dict.fromkeys(("chat_template", "tokenizer", "decoder", "attention", "compile"), ("hf",)),
     **dict.fromkeys(
         ("endpoint", "api_model", "api", "api_key_env", "concurrency", "retries", "request_timeout"), ("openai",)
     ),
@@ -146,6 +148,8 @@ def check_options(options: RunOptions) -> None:
             raise UserError(f"--engine {options.engine} needs {_flag(name)}")
     if options.sandbox_image is not None and options.sandbox != "docker":
         raise UserError(f"--sandbox-image has no effect with --sandbox {options.sandbox}: it belongs to docker")
+    if options.compile is not None and options.decoder == "generate":
+        raise UserError(f"--compile {options.compile} has no effect with --decoder generate: it belongs to session")
     _check_decoding(options)
     if options.loops is not None:
         parse_loops(options.loops)
@@ -250,6 +254,9 @@ def _make_engine(
         "device": options.device,
         "chat_template": options.chat_template,
         "tokenizer": options.tokenizer,
+        "decoder": options.decoder,
+        "attention": options.attention,
+        "compile": options.compile,
     }
     batch_size = parse_batch_size(options.batch_size)
     return make_engine("hf", model=str(model.folder), batch_size=batch_size, notify=notify, **_without_none(given))

@@ -56,6 +56,33 @@ class ChatTemplate(StrEnum):
     off = "off"
 
 
+class Decoder(StrEnum):
+    """What writes the model's tokens."""
+
+    auto = "auto"
+    session = "session"
+    generate = "generate"
+
+
+class Attention(StrEnum):
+    """How the model's attention is computed."""
+
+    auto = "auto"
+    eager = "eager"
+    sdpa = "sdpa"
+    flash_attention_2 = "flash_attention_2"
+    flex_attention = "flex_attention"
+    triton = "triton"
+
+
+class Compile(StrEnum):
+    """Whether the decoding step is compiled."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
 class SandboxName(StrEnum):
     """Where model-written code runs."""
 
@@ -107,6 +134,20 @@ def run(
     tokenizer: Annotated[
         str | None, typer.Option(help='[hf] Tokenizer folder, or "bytes" (default: the checkpoint\'s own).')
     ] = None,
+    decoder: Annotated[
+        Decoder | None,
+        typer.Option(
+            help="[hf] session: all loops of a token in one trip, slots that refill; generate: transformers' own "
+            "(default auto: session where the model allows it)."
+        ),
+    ] = None,
+    attention: Annotated[
+        Attention | None, typer.Option(help="[hf] How attention is computed (default auto: the fastest that serves).")
+    ] = None,
+    compile_: Annotated[
+        Compile | None,
+        typer.Option("--compile", help="[hf] Compile the step of --decoder session (default auto: where it pays)."),
+    ] = None,
     temperature: Annotated[float | None, typer.Option(min=0.0, help="[hf, openai] 0 (default) is greedy.")] = None,
     top_p: Annotated[float | None, typer.Option(help="[hf, openai] Nucleus, in (0, 1] (default 1).")] = None,
     seed: Annotated[int | None, typer.Option(help="[hf, openai] Seed of the random streams (default 0).")] = None,
@@ -157,6 +198,9 @@ def run(
         device=_value(device),
         chat_template=_value(chat_template),
         tokenizer=tokenizer,
+        decoder=_value(decoder),
+        attention=_value(attention),
+        compile=_value(compile_),
         temperature=temperature,
         top_p=top_p,
         seed=seed,

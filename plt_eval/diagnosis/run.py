@@ -42,7 +42,7 @@ from plt_eval.diagnosis.samples import Drawn, Sample
 from plt_eval.diagnosis.store import Diagnosis, open_diagnosis
 from plt_eval.diagnosis.subject import Subject
 from plt_eval.diagnosis.writer import DiagnosisWriter
-from plt_eval.engines.hf import out_of_memory
+from plt_eval.engines.hf_batches import out_of_memory
 from plt_eval.errors import UserError
 from plt_eval.journal import DiskFull
 from plt_eval.records import Session

@@ -99,6 +99,10 @@ class OpenAIEngine:
         """The server does not say which weights it holds: its address and the model's name must do."""
         return {"model": self._model, "endpoint": self._endpoint, "api": self._api}
 
+    def facts(self) -> dict[str, str]:
+        """The server does not say how it computes."""
+        return {}
+
     def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion]:
         """Completions as they arrive. Raises UserError when the endpoint refuses or stays down."""
         yield from as_completed(self._complete, requests, workers=self._concurrency)

@@ -106,6 +106,10 @@ class ReplayEngine:
             digest.update(json.dumps([task, rows]).encode("ascii"))
         return {"model": self._label, "completions_sha256": digest.hexdigest()}
 
+    def facts(self) -> dict[str, str]:
+        """Nothing is computed."""
+        return {}
+
     def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion]:
         """Raises UserError for a request that the files do not answer."""
         for request in requests:

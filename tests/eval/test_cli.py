@@ -277,6 +277,7 @@ def test_replay_error_lines(cli: Cli, tmp_path: Path) -> None:
 
 VALUES = {"loops": "2", "concurrency": "2", "retries": "1", "request_timeout": "3", "top_p": "0.5", "seed": "1"}
 VALUES |= {"temperature": "0.5", "max_new_tokens": "5", "dtype": "float32", "device": "cpu", "api": "chat"}
+VALUES |= {"decoder": "session", "attention": "sdpa", "compile": "on"}
 VALUES |= {"loop_mode": "plt", "chat_template": "on", "batch_size": "2", "endpoint": "http://h/v1"}
 
 

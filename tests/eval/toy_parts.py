@@ -122,6 +122,9 @@ class SumEngine:
     def identity(self) -> dict[str, Any]:
         return {"model": "some/where/adder", "weights_sha256": "0" * 64, "loops": self.loops}
 
+    def facts(self) -> dict[str, str]:
+        return {"decoder": "by hand"}
+
     def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion]:
         for request in sorted(requests, key=lambda r: r.id, reverse=self.reverse):
             time.sleep(self.draw_s)

@@ -564,7 +564,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> HFEngine:
 def test_the_engine_asks_with_the_training_prefix(engine: HFEngine, texts: list[str], system: str | None) -> None:
     turns = chat(*texts, system=system)["messages"]
     turns = [*turns, {"role": "assistant", "content": texts[-1]}]
-    asked = engine._encode(Prompt("", messages=tuple(Message(**turn) for turn in turns[:-1])))
+    asked = engine.prompts.encode(Prompt("", messages=tuple(Message(**turn) for turn in turns[:-1])))
     example = encode(bytes_with(), {"messages": turns}, last_turn_only=True)
     assert example.input_ids[: len(asked)].tolist() == asked
     assert (example.labels != IGNORE).tolist() == [i >= len(asked) for i in range(len(example.labels))]
