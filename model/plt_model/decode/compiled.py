@@ -1,0 +1,170 @@
+"""The decode step as fast as the machine allows: compiled or with reordered weights on a CPU, a CUDA graph on a GPU.
+
+    step = fast_step(DecodeStep(model))          # called as the step is: logits = step(cache, tokens, reach)
+    logits = step(cache, tokens_n, step.reach(tokens, capacity))
+
+What a compiler or a graph takes over is made once for each bucket: the number of slots, the reach and the cache's
+size. Rows do not mix, so the rows of a bucket that hold no request disturb none that do.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+MODES = ("auto", "on", "off")
+
+SPARE = 4
+"""Weights are kept a second time, reordered, where that takes at most 1/SPARE of the free memory."""
+
+
+class Cache(Protocol):
+    """What a step needs to know of its cache beyond its tensors."""
+
+    slots: int
+    capacity: int
+
+    @property
+    def lengths(self) -> Tensor: ...
+
+
+Step = Callable[[Any, Tensor, int], Tensor]
+"""(cache, tokens [n], reach) -> logits [n, V]; each of the first n slots is one token longer afterwards."""
+
+
+def reach_bucket(tokens: int, capacity: int) -> int:
+    """`tokens` rounded up to 256, 384, 512, 768, 1024, 1536, ...; at most `capacity`."""
+    size = 256
+    while size < tokens:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return min(size, capacity)
+
+
+def fast_step(step: nn.Module, *, compile: str = "auto", notify: Callable[[str], None] = lambda _: None) -> FastStep:
+    """The fast form of a DecodeStep (or of a baseline that is called alike), for the device its model is on.
+
+    compile "on" compiles each bucket: on a CPU some 20 seconds each, for steps in half the time; "off" does not;
+    "auto" does on a GPU, where fewer kernels are launched, and not on a CPU. `notify` hears what was chosen.
+    Raises ValueError for another mode, and at the first call when "on" cannot be had.
+    """
+    if compile not in MODES:
+        raise ValueError(f"compile is {compile!r}: expected one of {', '.join(MODES)}")
+    return FastStep(step, compile, notify)
+
+
+class FastStep:
+    """See :func:`fast_step`. `about` says in words what runs."""
+
+    def __init__(self, step: nn.Module, compile: str, notify: Callable[[str], None]) -> None:
+        self.step, self.notify = step, notify
+        self.device: torch.device = step.model.lm_head.weight.device  # type: ignore[union-attr]
+        self.on_gpu = self.device.type == "cuda"
+        self.required = compile == "on"
+        self.compiling = self.required or (compile == "auto" and self.on_gpu)
+        self.made: dict[tuple[int, ...], Step] = {}
+        self.about = "compiled" if self.compiling else "eager"
+        if self.on_gpu:
+            self.about += ", CUDA graphs"
+        elif not self.compiling and self._reorder():
+            self.about += ", reordered weights"
+
+    def reach(self, tokens: int, capacity: int) -> int:
+        """How far a step must look for slots of up to `tokens` tokens, the new one included."""
+        if self.compiling or self.on_gpu:
+            return reach_bucket(tokens, capacity)
+        return min(-(-tokens // 64) * 64, capacity)
+
+    @torch.no_grad()
+    def __call__(self, cache: Cache, tokens_n: Tensor, reach: int) -> Tensor:
+        """Logits [n, V]; on a GPU they are overwritten by the next call of the same bucket."""
+        if not (self.compiling or self.on_gpu):
+            logits: Tensor = self.step(cache, tokens_n, reach)
+            return logits
+        # Graphs hold the addresses of one cache's tensors; a compiled step holds for any cache of its size.
+        key = (len(tokens_n), reach, cache.slots, cache.capacity, id(cache) if self.on_gpu else 0)
+        if key not in self.made:
+            self.made[key] = self._make(cache, tokens_n, reach)
+        return self.made[key](cache, tokens_n, reach)
+
+    def release(self) -> None:
+        """Forget the graphs, which hold on to the caches that they were made for."""
+        if self.on_gpu:
+            self.made.clear()
+
+    def _make(self, cache: Cache, tokens_n: Tensor, reach: int) -> Step:
+        plain = self.step
+        run: Step = plain
+        if self.compiling:
+            run = _compiled(plain, frozen=not self.on_gpu)
+            try:
+                _rehearse(run, cache, tokens_n, reach)
+            except Exception as error:
+                what = f"the decode step cannot be compiled here: {type(error).__name__}: {str(error).splitlines()[0]}"
+                if self.required:
+                    raise ValueError(f"{what}; go without (compile off)") from error
+                self.notify(f"{what}; going on without")
+                self.compiling, self.about, run = False, "eager, CUDA graphs", plain
+        return _Graph(run, cache, tokens_n, reach) if self.on_gpu else run
+
+    def _reorder(self) -> bool:
+        size = sum(weight.nbytes for weight in self.step.parameters())
+        reorder = getattr(getattr(self.step, "step", self.step), "reorder", None)
+        if reorder is None or not torch.backends.mkldnn.is_available():
+            return False
+        if size * SPARE > psutil.virtual_memory().available:
+            return False
+        reorder()
+        return True
+
+
+def _compiled(step: nn.Module, *, frozen: bool) -> Step:
+    """`step` compiled for one bucket. It checks nothing when it is called: a bucket's key says all that may differ, and
+    walking through every layer's attributes takes as long as a layer. So it has code of its own, for torch keeps what
+    it compiled beside the code."""
+
+    def run(cache: Any, tokens_n: Tensor, reach: int) -> Tensor:
+        logits: Tensor = step(cache, tokens_n, reach)
+        return logits
+
+    own = types.FunctionType(run.__code__.replace(), run.__globals__, "run", None, run.__closure__)
+    options = {"freezing": frozen, "guard_filter_fn": lambda guards: [False] * len(guards)}
+    return torch.compile(own, fullgraph=True, dynamic=False, options=options)  # type: ignore[no-any-return]
+
+
+def _rehearse(run: Step, cache: Cache, tokens_n: Tensor, reach: int) -> None:
+    """One call that leaves no trace: what it writes, the call in earnest writes again."""
+    lengths, carry = cache.lengths.clone(), getattr(cache, "carry", None)
+    carried = None if carry is None else carry.clone()
+    run(cache, tokens_n, reach)
+    cache.lengths.copy_(lengths)
+    if carry is not None and carried is not None:
+        carry.copy_(carried)
+
+
+class _Graph:
+    """A step recorded as a CUDA graph: one launch a token, whatever the number of kernels."""
+
+    def __init__(self, run: Step, cache: Cache, tokens_n: Tensor, reach: int) -> None:
+        self.tokens = tokens_n.clone()
+        aside = torch.cuda.Stream(tokens_n.device)
+        aside.wait_stream(torch.cuda.current_stream(tokens_n.device))
+        with torch.cuda.stream(aside):
+            for _ in range(2):
+                _rehearse(run, cache, self.tokens, reach)
+        torch.cuda.current_stream(tokens_n.device).wait_stream(aside)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):  # records, and runs nothing
+            self.logits = run(cache, self.tokens, reach)
+
+    def __call__(self, _: Any, tokens_n: Tensor, __: int) -> Tensor:
+        self.tokens.copy_(tokens_n)
+        self.graph.replay()
+        return self.logits
+
+
+__all__ = ["MODES", "FastStep", "fast_step", "reach_bucket"]
