@@ -37,17 +37,19 @@ class Hopper:
 
 plt_model.kernels.require_triton = lambda device: None
 triton.runtime.driver.set_active(Hopper())
-launch, compiled = JITFunction.run, []
+_run, compiled = JITFunction.run, []
 
 def compile_only(self, *args, grid, warmup, **options):
-    kernel = launch(self, *args, grid=grid, warmup=True, **options)
+    kernel = _run(self, *args, grid=grid, warmup=True, **options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(kernel.asm["cubin"])
         usage = subprocess.run([str(Path(backend).parent / "bin" / "cuobjdump"), "-res-usage", file.name],
                                capture_output=True, text=True, check=True).stdout
     words = dict(word.split(":")[:2] for word in usage.split() if word.count(":") == 1 and not word.endswith(":"))
-    compiled.append(dict(name=kernel.metadata.name, cubin_bytes=len(kernel.asm["cubin"]), warps=kernel.metadata.num_warps,
-        shared_bytes=kernel.metadata.shared, registers=int(words["REG"]), stack_bytes=int(words["STACK"])))
+    compiled.append(dict(
+        name=kernel.metadata.name, cubin_bytes=len(kernel.asm["cubin"]), warps=kernel.metadata.num_warps,
+        shared_bytes=kernel.metadata.shared, registers=int(words["REG"]), stack_bytes=int(words["STACK"]),
+    ))
 
 JITFunction.run = compile_only
 """

@@ -374,16 +374,13 @@ def tiles(kernel: str, padded_size: int, dtype: torch.dtype) -> Tiles:
     """The tiles of "forward", "query" or "key" for heads of `padded_size` numbers. Chosen for Hopper, so that operands
     fit its 227 KiB of shared memory and sums its registers."""
     if dtype == torch.float32:
-        small = Tiles(32, 32, 4, 2) if padded_size <= 128 else Tiles(16, 16, 4, 1)
-        return Tiles(64, 32, 4, 2) if kernel == "forward" and padded_size <= 128 else small
+        if padded_size > 128:
+            return Tiles(16, 16, 4, 1)
+        return Tiles(64, 32, 4, 2) if kernel == "forward" else Tiles(32, 32, 4, 2)
     if padded_size > 128:
-        return {"forward": Tiles(64, 64, 4, 2), "query": Tiles(64, 32, 4, 2), "key": Tiles(32, 64, 4, 2)}[kernel]
-    warps = 8 if padded_size == 128 else 4
-    return {
-        "forward": Tiles(128, 64, warps, 3),
-        "query": Tiles(128, 64, warps, 2),
-        "key": Tiles(64, 128, warps, 2),
-    }[kernel]
+        return {"forward": Tiles(64, 64, 8, 2), "query": Tiles(64, 32, 8, 2), "key": Tiles(32, 64, 8, 2)}[kernel]
+    # With more rows or stages for "key", or half the warps, the sums no longer fit the registers.
+    return {"forward": Tiles(128, 64, 8, 3), "query": Tiles(128, 64, 8, 2), "key": Tiles(32, 128, 8, 2)}[kernel]
 
 
 @dataclass(frozen=True)
@@ -579,7 +576,7 @@ def attend(
     *,
     window: int,
 ) -> Tensor:
-    """G-SWA, or causal attention where own keys, own values and gate are None; shapes and errors as the package says."""
+    """G-SWA, or causal attention where own keys, own values and gate are None; shapes and errors: see the package."""
     _check(_Inputs(q, k, v, own_k, own_v, gate, key_mask, window))
     tensors = [None if x is None else _last_axis_contiguous(x) for x in (q, k, v, own_k, own_v)]
     mask = None if key_mask is None else key_mask.to(torch.uint8).contiguous()
