@@ -34,7 +34,7 @@ from plt_eval.engines.hf_prompts import Job, Prompts
 from plt_eval.engines.hf_session import SessionDecoder
 from plt_eval.errors import UserError
 from plt_eval.models import no_such_model
-from plt_model import PLTConfig
+from plt_model import PLTConfig, PLTForCausalLM
 from plt_model.loading import CheckpointError, load_model, one_line, read_config, weight_files, weights_hash
 from plt_model.tokenizer import byte_tokenizer
 
@@ -102,28 +102,38 @@ class HFEngine:
     # --- loading --------------------------------------------------------------------------------------
 
     def _load(self, loops: int | None, loop_mode: str | None, attention: str) -> Any:
-        if self.is_plt:
-            with warnings.catch_warnings(record=True) as said:
-                warnings.simplefilter("always", UserWarning)
-                model = load_model(
-                    self.folder,
-                    loops=loops,
-                    loop_mode=loop_mode,
-                    dtype=self.dtype,
-                    device=self.device,
-                    attn_implementation=None if attention == "auto" else attention,
-                )
-            for warning in said:
-                self.notify(str(warning.message))
-            return model
         named = None if attention == "auto" else attention
         try:
-            model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.dtype, attn_implementation=named)
+            if self.is_plt:
+                return self._load_plt(loops, loop_mode, named)
+            return (
+                AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.dtype, attn_implementation=named)
+                .to(self.device)
+                .eval()
+            )
+        except CheckpointError:
+            raise
         except (ImportError, ValueError) as refused:
             if named is None:
                 raise
             raise UserError(f"--attention {named}: {one_line(refused)}") from refused
-        return model.to(self.device).eval()
+
+    def _load_plt(self, loops: int | None, loop_mode: str | None, attention: str | None) -> PLTForCausalLM:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", UserWarning)
+            model = load_model(
+                self.folder,
+                loops=loops,
+                loop_mode=loop_mode,
+                dtype=self.dtype,
+                device=self.device,
+                attn_implementation=attention,
+            )
+        for warning in said:
+            self.notify(str(warning.message))
+        first: Any = model.model.layers[0]
+        _ = first.self_attn.backend  # raises ValueError for one that a PLT does not have
+        return model
 
     def _load_tokenizer(self, chosen: str | None) -> Any:
         if chosen == "bytes":
@@ -156,7 +166,7 @@ class HFEngine:
                 f"--decoder session: {why} takes a trip through the layers for each loop; use --decoder generate"
             )
         if one_trip and wanted != "generate":
-            return SessionDecoder(self.model, self.prompts, self.batch, compile=compile)
+            return SessionDecoder(self.model, self.prompts, self.batch, compile=compile, notify=self.notify)
         if compile == "on":
             raise UserError("--compile on has no effect with the decoder generate: it belongs to --decoder session")
         return GenerateDecoder(self.model, self.prompts, self.batch)
@@ -200,7 +210,7 @@ class HFEngine:
     def _tell_facts(self) -> None:
         if not self._told:
             self._told = True
-            self.notify("; ".join(f"{name}: {value}" for name, value in self.facts().items()))
+            self.notify(f"decoder: {self.decoder}; attention: {self.facts()['attention']}")
 
     def loglikelihood(self, requests: Iterable[LoglikelihoodRequest]) -> Iterator[Loglikelihood]:
         """Trailing spaces of the context count as the continuation's, as the tokens that span the border do. A context

@@ -32,6 +32,9 @@ class GenerateDecoder:
     def __init__(self, model: Any, prompts: Prompts, batch: BatchSize) -> None:
         self.model, self.prompts, self.batch = model, prompts, batch
 
+    def __str__(self) -> str:
+        return self.name
+
     def decode(self, jobs: list[Job]) -> Iterator[Completion]:
         """In the order given. Raises UserError when memory runs out for good."""
         yield from self.batch.batched(jobs, self._decode_batch)

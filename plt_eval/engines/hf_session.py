@@ -6,7 +6,7 @@ request: nothing waits for the longest of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Literal
 
@@ -16,6 +16,7 @@ import torch
 from plt_eval.engines.base import Completion
 from plt_eval.engines.hf_batches import BatchSize
 from plt_eval.engines.hf_prompts import Job, Prompts, StopCheck
+from plt_eval.errors import UserError
 from plt_model import PLTConfig, PLTForCausalLM
 from plt_model.decode.cache import StaticCache
 from plt_model.decode.session import DecodeSession, Request
@@ -27,7 +28,8 @@ CACHE_SHARE = {"cuda": 0.8, "cpu": 0.5}
 class SessionDecoder:
     """Completions by a DecodeSession of `batch` slots ("auto": fewer where they would not fit in the free memory).
 
-    `compile` is the session's: "on" compiles the step, "off" does not, "auto" does where that pays.
+    `compile` is the session's: "on" compiles the step, "off" does not, "auto" does where that pays. `notify` hears what
+    the session decides.
     """
 
     name = "session"
@@ -39,13 +41,24 @@ class SessionDecoder:
         batch: BatchSize,
         *,
         compile: Literal["auto", "on", "off"] = "auto",
+        notify: Callable[[str], None] = print,
     ) -> None:
-        self.model, self.prompts, self.batch, self.compile = model, prompts, batch, compile
+        self.model, self.prompts, self.batch = model, prompts, batch
+        self.compile, self.notify = compile, notify
 
     @cached_property
     def session(self) -> DecodeSession:
         """Made when it is first needed, as it packs the weights, and kept, as it may have compiled them."""
-        return DecodeSession(self.model, slots=self.batch.size, compile=self.compile)
+        return DecodeSession(self.model, slots=self.batch.size, compile=self.compile, notify=self._hear)
+
+    def _hear(self, message: str) -> None:
+        """Pass on what the session decides, but for the size of each run's cache."""
+        if not message.startswith("decoding with a cache"):
+            self.notify(message)
+
+    def __str__(self) -> str:
+        about = getattr(self.session.step, "about", "")
+        return f"{self.name} ({about})" if about else self.name
 
     def decode(self, jobs: list[Job]) -> Iterator[Completion]:
         """Started in the order given, yielded as they end. Where memory runs out, those that have not ended begin
@@ -66,9 +79,14 @@ class SessionDecoder:
 
     def _run(self, waiting: dict[str, Job]) -> Iterator[Completion]:
         """What ends leaves `waiting`."""
-        for result in self.session.run([self._request(job) for job in waiting.values()]):
-            job = waiting.pop(result.key)
-            yield self.prompts.completion(job, result.tokens, ended=result.reason == "stop", seconds=result.seconds)
+        try:
+            for result in self.session.run([self._request(job) for job in waiting.values()]):
+                job = waiting.pop(result.key)
+                yield self.prompts.completion(job, result.tokens, ended=result.reason == "stop", seconds=result.seconds)
+        except ValueError as refused:
+            if self.compile != "on":
+                raise
+            raise UserError(f"--compile on: {refused}") from refused
 
     def _request(self, job: Job) -> Request:
         """The job as the session takes it, its random numbers from their beginning."""
@@ -88,6 +106,12 @@ class SessionDecoder:
 def slots_that_fit(config: PLTConfig, capacity: int, dtype: torch.dtype, device: torch.device) -> int:
     """How many slots of `capacity` tokens the share CACHE_SHARE of the device's free memory holds; at least 1."""
     slot = sum(StaticCache(config, slots=1, capacity=capacity, dtype=dtype, device="meta").nbytes().values())
-    cuda = device.type == "cuda"
-    free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
-    return max(1, int(CACHE_SHARE[device.type] * free) // slot)
+    return max(1, int(CACHE_SHARE[device.type] * _free_memory(device)) // slot)
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes; on a GPU what torch keeps for later is free too."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + kept

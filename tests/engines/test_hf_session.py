@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hf_parts import PROMPTS, SHAPE, requests, save, texts_of
+from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from plt_benchmarks.protocols import Message, Prompt
+from plt_benchmarks.protocols import Message, Prompt, Sandbox
+from plt_benchmarks.registry import get_suite
 from plt_eval.engines import hf_session
 from plt_eval.engines.base import Completion, Decoding, GenerationRequest
 from plt_eval.engines.hf import HFEngine
 from plt_eval.errors import UserError
+from plt_eval.runner import RunInterrupted, Settings, run
+from plt_eval.store import Run, list_runs
 from plt_model import PLTConfig, PLTForCausalLM
 from plt_model.decode.session import DecodeSession
 from plt_model.decode.step import DecodeStep
 
 GREEDY, HOT = Decoding(), Decoding(temperature=1.3, top_p=0.8, seed=7)
+QUIET = Console(quiet=True)
 OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"
 
 
@@ -131,6 +137,41 @@ def test_compile_is_the_sessions(
     monkeypatch.setattr(hf_session, "DecodeSession", session)
     texts_of(open_engine(folder, compile=compile), requests(PROMPTS))
     assert [options["compile"] for options in made] == [compile]
+
+
+def test_what_the_session_decides_is_said_and_what_it_refuses_is_one_line(
+    folder: Path, open_engine: Callable[..., HFEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Session:
+        step = None
+
+        def __init__(self, _: object, *, notify: Callable[[str], None], **__: object) -> None:
+            self.notify = notify
+
+        def run(self, _: object) -> object:
+            self.notify("decoding with a cache of 1 slots of 64 tokens (0.01 GB)")
+            self.notify("no compiler here")
+            raise ValueError("the step cannot be compiled")
+
+    said: list[str] = []
+    monkeypatch.setattr(hf_session, "DecodeSession", Session)
+    with pytest.raises(UserError, match=r"^--compile on: the step cannot be compiled$"):
+        texts_of(open_engine(folder, compile="on", notify=said.append), requests(PROMPTS))
+    assert said == ["decoder: session; attention: sdpa", "no compiler here"]
+    with pytest.raises(ValueError, match=r"^the step"):
+        texts_of(open_engine(folder), requests(PROMPTS))
+
+
+@pytest.mark.parametrize("kind", ["plt", "llama"])
+def test_attention_is_the_models(tmp_path: Path, open_engine: Callable[..., HFEngine], kind: str) -> None:
+    model = PLTForCausalLM(PLTConfig(**SHAPE)) if kind == "plt" else LlamaForCausalLM(LlamaConfig(**SHAPE))
+    folder = save(tmp_path / kind, model)
+    eager, auto = open_engine(folder, attention="eager"), open_engine(folder)
+    assert (eager.facts()["attention"], auto.facts()["attention"]) == ("eager", "sdpa")
+    assert texts_of(eager, requests(PROMPTS)) == texts_of(auto, requests(PROMPTS))
+    with pytest.raises(UserError, match=r"^--attention nonsense: ") as caught:
+        open_engine(folder, attention="nonsense")
+    assert "\n" not in str(caught.value)
 
 
 def test_decoders_do_not_decide_the_identity(folder: Path, open_engine: Callable[..., HFEngine]) -> None:
@@ -252,3 +293,44 @@ def test_interrupted_what_had_ended_is_there(folder: Path, open_engine: Callable
     assert len(rest) == len(expected) - 3
     again = {c.request_id: c.text for c in [*early, *engine.generate(rest)]}
     assert again == {name: text for name, (text, *_) in expected.items()}
+
+
+def test_a_stopped_run_keeps_what_had_ended_and_ends_alike(
+    folder: Path, tmp_path: Path, open_engine: Callable[..., HFEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (suite,) = get_suite("trace")
+    data = suite.load(None)
+
+    def evaluate(results: Path) -> Run:
+        settings = Settings(results, decoding=Decoding(1.0, 0.95, 3, 9), limit=10, scoring_workers=1)
+        return run(suite, data, open_engine(folder, batch_size=4), _no_sandbox, settings, console=QUIET).run
+
+    whole = evaluate(tmp_path / "whole")
+    real = HFEngine.generate
+
+    def stopped(self: HFEngine, wanted: list[GenerationRequest]) -> Iterator[Completion]:
+        yield from islice(real(self, wanted), 3)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HFEngine, "generate", stopped)
+        with pytest.raises(RunInterrupted):
+            evaluate(tmp_path / "cut")
+    (early,) = list_runs(tmp_path / "cut")
+    assert len(list(early.completions())) == 3
+    cut = evaluate(tmp_path / "cut")
+    assert cut.metrics() == whole.metrics()
+    assert _texts(cut) == _texts(whole)
+    assert _texts(early).items() <= _texts(whole).items()
+    assert len(set(_texts(whole).values())) > 5
+    assert [session.engine_facts for session in cut.manifest.sessions] == [
+        {"decoder": "session", "attention": "sdpa"}
+    ] * 2
+
+
+def _texts(stored: Run) -> dict[str, str]:
+    return {record.sample_id: record.text for record in stored.completions()}
+
+
+def _no_sandbox() -> Sandbox:
+    raise AssertionError("this suite runs no code")
