@@ -44,7 +44,7 @@ class SequentialTrips(nn.Module):
                 state, x = x, sum(base.loop_terms(embeds, carry[:, loop - 1 : loop]))
                 carry[:, loop - 1 : loop].copy_(base.handed_on(state))
             x = _trip(self.step, cache, x, positions, reach, loop)
-        logits: Tensor = self.model.lm_head(base.norm(x[:, -1]))
+        logits: Tensor = self.step.head(base.norm(x[:, -1]))
         positions += 1
         return logits
 
@@ -106,7 +106,7 @@ class LoopedTransformer(nn.Module):
         x = base.embed_tokens(tokens_N)[:, None]
         for loop, held in enumerate(cache.passes):
             x = _trip(self.step, held, base.handed_on(x) if loop else x, positions, reach, 0)
-        logits: Tensor = self.model.lm_head(base.norm(x[:, -1]))
+        logits: Tensor = self.step.head(base.norm(x[:, -1]))
         positions += 1
         return logits
 

@@ -11,6 +11,8 @@ position p at p mod (w + 1). Rotary positions are in the keys, so their order do
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..cache_plt import PLTCache
@@ -29,7 +31,7 @@ class StaticCache:
         loops, heads, size = config.plt_num_loops, config.num_key_value_heads, config.head_dim
         self.capacity, self.slots = capacity, slots
         self.window = config.window if config.plt_gswa else -1
-        place = {"dtype": dtype, "device": device}
+        place: dict[str, Any] = {"dtype": dtype, "device": device}
         layers = range(config.num_hidden_layers)
         self.keys = [torch.zeros(slots, heads, capacity, size, **place) for _ in layers]
         self.values = [torch.zeros(slots, heads, capacity, size, **place) for _ in layers]

@@ -62,7 +62,7 @@ class FastStep:
 
     def __init__(self, step: nn.Module, compile: str, notify: Callable[[str], None]) -> None:
         self.step, self.notify = step, notify
-        self.device: torch.device = step.model.lm_head.weight.device  # type: ignore[union-attr]
+        self.device = next(step.parameters()).device
         self.on_gpu = self.device.type == "cuda"
         self.required = compile == "on"
         self.compiling = self.required or (compile == "auto" and self.on_gpu)
@@ -114,7 +114,7 @@ class FastStep:
     def _reorder(self) -> bool:
         size = sum(weight.nbytes for weight in self.step.parameters())
         reorder = getattr(getattr(self.step, "step", self.step), "reorder", None)
-        if reorder is None or not torch.backends.mkldnn.is_available():
+        if reorder is None or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
             return False
         if size * SPARE > psutil.virtual_memory().available:
             return False
@@ -132,8 +132,8 @@ def _compiled(step: nn.Module, *, frozen: bool) -> Step:
         return logits
 
     own = types.FunctionType(run.__code__.replace(), run.__globals__, "run", None, run.__closure__)
-    options = {"freezing": frozen, "guard_filter_fn": lambda guards: [False] * len(guards)}
-    return torch.compile(own, fullgraph=True, dynamic=False, options=options)  # type: ignore[no-any-return]
+    options: dict[str, Any] = {"freezing": frozen, "guard_filter_fn": lambda guards: [False] * len(guards)}
+    return torch.compile(own, fullgraph=True, dynamic=False, options=options)
 
 
 def _rehearse(run: Step, cache: Cache, tokens_n: Tensor, reach: int) -> None:
@@ -151,7 +151,7 @@ class _Graph:
 
     def __init__(self, run: Step, cache: Cache, tokens_n: Tensor, reach: int) -> None:
         self.tokens = tokens_n.clone()
-        aside = torch.cuda.Stream(tokens_n.device)
+        aside = torch.cuda.Stream(tokens_n.device)  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream(tokens_n.device))
         with torch.cuda.stream(aside):
             for _ in range(2):

@@ -36,7 +36,7 @@ class DecodeStep(nn.Module):
                 f"loop mode {config.plt_loop_mode!r} without a shift takes one trip a pass: use generate()"
             )
         self.config, self.model = config, model
-        self.layers = nn.ModuleList(_Layer(layer) for layer in model.model.layers)
+        self.layers = nn.ModuleList(_Layer(layer) for layer in model.model.layers)  # type: ignore[arg-type]
         self.head = _packed([model.lm_head])
 
     @torch.no_grad()
@@ -54,7 +54,10 @@ class DecodeStep(nn.Module):
         base, loops, slots = self.model.model, self.config.plt_num_loops, len(tokens_N)
         positions = cache.lengths[:slots]
         embeds = base.embed_tokens(tokens_N)[:, None]
-        x = embeds if loops == 1 else torch.cat([embeds, sum(base.loop_terms(embeds, cache.carry[:slots]))], dim=1)
+        x = embeds
+        if loops > 1:
+            kept, handed_on = base.loop_terms(embeds, cache.carry[:slots])
+            x = torch.cat([embeds, kept + handed_on], dim=1)
         cos, sin = base.rope(embeds, positions[:, None])
         seen = torch.arange(reach, device=x.device) <= positions[:, None]
         ring_seen = torch.arange(cache.window + 1, device=x.device) <= positions[:, None]
@@ -79,6 +82,7 @@ class _Layer(nn.Module):
         self.qkv = _packed([attn.q_proj, attn.k_proj, attn.v_proj])
         self.up = _packed([mlp.gate_proj, mlp.up_proj])
         self.out, self.down = _packed([attn.o_proj]), _packed([mlp.down_proj])
+        assert attn.config.num_key_value_heads is not None
         self.size, self.groups = attn.head_dim, attn.config.num_key_value_heads
         self.heads = attn.config.num_attention_heads
         self.gswa = attn.config.plt_gswa
@@ -119,7 +123,8 @@ class _Layer(nn.Module):
             y = self._mixed(x_NRD, q, k, v, y, held, ring_place, ring_seen, first)
         x_NRD = x_NRD + self.out(y.reshape(slots, loops, -1))
         gate, up = self.up(self.layer.post_attention_layernorm(x_NRD)).chunk(2, dim=-1)
-        return x_NRD + self.down(self.layer.mlp.act_fn(gate) * up)
+        out: Tensor = x_NRD + self.down(self.layer.mlp.act_fn(gate) * up)
+        return out
 
     def _mixed(
         self,
@@ -147,7 +152,6 @@ class _Layer(nn.Module):
         g = self._gate(x[:, plain:], q[:, plain:])[..., None]
         mixed = g * y[:, plain:] + (1 - g) * local
         return torch.cat([y[:, :1], mixed], dim=1) if plain else mixed
-
 
     def _gate(self, x_NRD: Tensor, q_NRHK: Tensor) -> Tensor:
         """The gate [N, R, H]. Compiled for a CPU it is written as a sum of products: one fused loop, where a matrix
@@ -207,7 +211,7 @@ class _Packed(nn.Module):
             out = linear(flat, self.weight, self.bias)
         else:
             out = torch.ops.mkldnn._linear_pointwise(flat, self.reordered, self.bias, "none", [], "")
-        return out[:rows].unflatten(0, x.shape[:-1])
+        return out[:rows].view(*x.shape[:-1], -1)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ the chip. Gradients are summed in a fixed order: the same inputs give the same b
 
 from __future__ import annotations
 
+import importlib
 from types import ModuleType
 
 from torch import Tensor
@@ -38,9 +39,10 @@ def gswa(
     Raises KernelUnavailable (a ValueError) without triton or off CUDA, ValueError for shapes and types that do not fit.
     """
     kernel = _kernel(q_BHSK)
-    return kernel.attend(
+    y: Tensor = kernel.attend(
         q_BHSK, shared_k_BGTK, shared_v_BGTK, own_k_BGUK, own_v_BGUK, gate_BHS, key_mask_BT, window=window
     )
+    return y
 
 
 def causal(q_BHSK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, *, key_mask_BT: Tensor | None = None) -> Tensor:
@@ -48,13 +50,12 @@ def causal(q_BHSK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, *, key_mask_BT: Tenso
 
     Types, views, gradients and errors as :func:`gswa`.
     """
-    return _kernel(q_BHSK).attend(q_BHSK, k_BGTK, v_BGTK, None, None, None, key_mask_BT, window=0)
+    y: Tensor = _kernel(q_BHSK).attend(q_BHSK, k_BGTK, v_BGTK, None, None, None, key_mask_BT, window=0)
+    return y
 
 
 def _kernel(q_BHSK: Tensor) -> ModuleType:
     from .. import require_triton
 
     require_triton(q_BHSK.device)
-    from . import triton_kernel
-
-    return triton_kernel
+    return importlib.import_module(f"{__name__}.triton_kernel")

@@ -53,4 +53,5 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, key_mask: Te
         seen = (seen & key_mask[:, None, None, :]) | (i == j)
     scores = (q.to(wide) @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~seen, float("-inf"))
     exponentials = (scores - scores.amax(-1, keepdim=True)).exp()
-    return exponentials / exponentials.sum(-1, keepdim=True) @ v
+    out: Tensor = exponentials / exponentials.sum(-1, keepdim=True) @ v
+    return out

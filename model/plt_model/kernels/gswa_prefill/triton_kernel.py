@@ -501,9 +501,10 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        *tensors, window = inputs
-        y, saved = _forward(_Inputs(*tensors, window=window), save=True)
-        ctx.window = window
+        x = _Inputs(*inputs)
+        tensors = inputs[:-1]
+        y, saved = _forward(x, save=True)
+        ctx.window = x.window
         ctx.save_for_backward(*tensors, y, saved.difference, saved.lse, saved.own_lse)
         return y
 
@@ -511,7 +512,7 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, y, difference, lse, own_lse = ctx.saved_tensors
-        x, dy = _Inputs(*tensors, window=ctx.window), _last_axis_contiguous(dy)
+        x, dy = _Inputs(*tensors, ctx.window), _last_axis_contiguous(dy)  # type: ignore[call-arg]
         needs = dict(zip(("q", "k", "v", "own_k", "own_v", "gate"), ctx.needs_input_grad, strict=False))
         d_q = d_k = d_v = d_own_k = d_own_v = None
         with _device_of(dy):
@@ -578,13 +579,15 @@ def attend(
 ) -> Tensor:
     """G-SWA, or causal attention where own keys, own values and gate are None; shapes and errors: see the package."""
     _check(_Inputs(q, k, v, own_k, own_v, gate, key_mask, window))
-    tensors = [None if x is None else _last_axis_contiguous(x) for x in (q, k, v, own_k, own_v)]
+    q, k, v = (_last_axis_contiguous(x) for x in (q, k, v))
+    own_k, own_v = (None if x is None else _last_axis_contiguous(x) for x in (own_k, own_v))
+    tensors = (q, k, v, own_k, own_v)
     mask = None if key_mask is None else key_mask.to(torch.uint8).contiguous()
     with _device_of(q):
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*tensors, gate)):
             y: Tensor = _Attention.apply(*tensors, gate, mask, window)
             return y
-        return _forward(_Inputs(*tensors, gate=gate, key_mask=mask, window=window), save=False)[0]
+        return _forward(_Inputs(q, k, v, own_k, own_v, gate, mask, window), save=False)[0]
 
 
 def _last_axis_contiguous(x: Tensor) -> Tensor:
