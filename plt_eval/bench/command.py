@@ -40,8 +40,7 @@ class BenchOptions:
     chunk: int | None = None
     requests: int = 32
     each: bool = False
-    memory: bool = False
-    layers: int = 14
+    layers: int | None = None
     json: Path | None = None
     seed: int = 0
 
@@ -82,13 +81,14 @@ def _run(kind: str, options: BenchOptions, console: Any) -> tuple[dict[str, Any]
     from plt_eval.cli.evaluate import parse_loops
     from plt_eval.engines.hf import pick_device
 
-    loops = tuple(dict.fromkeys((1, *parse_loops(options.loops))))
+    first = () if kind == "diagnose" else (1,)
+    loops = tuple(dict.fromkeys((*first, *parse_loops(options.loops))))
     device = pick_device(options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     began = datetime.now(UTC)
     with BenchProgress(console, f"bench {kind}") as progress:
-        family = make_family(options, device)
+        family = make_family(kind, options, device)
         attention = family.attention(options.attention)
         setup = Setup(family, loops, options.rounds, Stopwatch(device), progress, options.seed)
         bandwidth = measure_bandwidth(device)
@@ -97,7 +97,7 @@ def _run(kind: str, options: BenchOptions, console: Any) -> tuple[dict[str, Any]
     return _document(kind, setup, bandwidth, began), outcome
 
 
-def make_family(options: BenchOptions, device: torch.device) -> Any:
+def make_family(kind: str, options: BenchOptions, device: torch.device) -> Any:
     """The weights that --shape or --model names. Raises UserError and CheckpointError."""
     import torch
 
@@ -107,12 +107,19 @@ def make_family(options: BenchOptions, device: torch.device) -> Any:
     if options.model is not None and options.shape is not None:
         raise UserError("give --shape or --model, not both")
     dtype = None if options.dtype == "auto" else getattr(torch, options.dtype)
+    if kind == "train":
+        dtype = torch.float32  # the weights; --dtype is what the passes compute in
     if options.model is not None:
         resolved = resolve_model(options.model)
         return Family.checkpoint(resolved.folder, dtype=dtype, device=device)
+    if kind == "diagnose" and options.shape == "paper":
+        from plt_eval.bench.diagnostics import paper_family
+
+        return paper_family(options.layers or 14, device, options.seed)
     shape = options.shape or "medium"
     if shape not in SHAPES:
-        raise UserError(f"--shape {shape}: expected one of {', '.join(SHAPES)}")
+        known = [*SHAPES, *(["paper"] if kind == "diagnose" else [])]
+        raise UserError(f"--shape {shape}: expected one of {', '.join(known)}")
     return Family.random(shape, dtype=dtype or torch.bfloat16, device=device, seed=options.seed)
 
 
@@ -182,24 +189,31 @@ def _prefill_settings(options: BenchOptions) -> Callable[[Setup, Bandwidth], Out
 
 def _train_settings(options: BenchOptions) -> Callable[[Setup, Bandwidth], Outcome]:
     batches, contexts = numbers("--batch", options.batch), numbers("--context", options.context)
+    if options.dtype == "float16":
+        raise UserError("--dtype float16: training computes in float32 or bfloat16")
 
     def bench(setup: Setup, _: Bandwidth) -> Outcome:
+        import torch
+
         from plt_eval.bench.train import bench_train
 
-        return bench_train(setup, batches, contexts)
+        compute = torch.float32 if options.dtype == "float32" else torch.bfloat16
+        return bench_train(setup, batches, contexts, compute)
 
     return bench
 
 
 def _diagnose_settings(options: BenchOptions) -> Callable[[Setup, Bandwidth], Outcome]:
     contexts = numbers("--context", options.context)
+    if options.layers is not None and options.shape != "paper":
+        raise UserError("--layers has an effect with --shape paper only")
+    if options.shape == "paper" and options.dtype not in ("auto", "float32"):
+        raise UserError(f"--dtype {options.dtype}: --shape paper is measured in float32")
 
     def bench(setup: Setup, _: Bandwidth) -> Outcome:
-        from plt_eval.bench.diagnostics import bench_memory, bench_time
+        from plt_eval.bench.diagnostics import bench_diagnostics
 
-        if options.memory:
-            return bench_memory(setup, contexts, options.layers)
-        return bench_time(setup, contexts, each=options.each)
+        return bench_diagnostics(setup, contexts, each=options.each)
 
     return bench
 

@@ -14,12 +14,11 @@ against generate() in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from plt_model.decode.compiled import fast_step, reach_bucket
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaForCausalLM
 
@@ -31,6 +30,7 @@ from plt_eval.bench.subjects import Family, prompt
 from plt_model import PLTForCausalLM
 from plt_model.decode.baselines import LoopedCache, LoopedTransformer, SequentialTrips
 from plt_model.decode.cache import StaticCache
+from plt_model.decode.compiled import FastStep, fast_step
 from plt_model.decode.prefill import read_prompt
 from plt_model.decode.step import DecodeStep
 
@@ -41,8 +41,6 @@ GATE_PROMPT = 640
 
 GATE_STEPS = 6
 """Steps whose logits are compared, and tokens of greedy texts."""
-
-Step = Callable[[Any, Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -103,6 +101,7 @@ def _configuration(
         least = reads / bandwidth.bytes_per_second
         row.facts = {
             "steps_a_round": settings.tokens,
+            "runs": subject.about,
             "kv_bytes": kv_bytes(subject.model.config, slots=batch, context=context, dtype=setup.family.dtype),
             "bytes_read_a_step": reads,
             "trips_a_step": subject.trips,
@@ -144,8 +143,13 @@ class Decoder:
         self, name: str, step: nn.Module, model: PLTForCausalLM, loops: int, *, trips: int, compile: str
     ) -> None:
         self.name, self.step, self.model, self.loops, self.trips = name, step, model, loops, trips
-        self.call: Step = fast_step(step, compile=compile)
+        self.call: FastStep = fast_step(step, compile=compile)
         self._cache: StaticCache | LoopedCache | None = None
+
+    @property
+    def about(self) -> str:
+        """How the step runs: compiled, as a graph, ..."""
+        return self.call.about
 
     @property
     def cache(self) -> StaticCache | LoopedCache:
@@ -163,6 +167,7 @@ class Decoder:
     def leave_room(self) -> None:
         """Free the cache."""
         self._cache = None
+        self.call.release()
 
     def prepare(self) -> None:
         """Back to the context's end."""
@@ -173,7 +178,7 @@ class Decoder:
         """The round: each slot's tokens one after another, the last ones [N] handed back."""
         tokens = self.first
         for i in range(self.tokens):
-            reach = reach_bucket(self.context + i + 1, self.cache.capacity)
+            reach = self.call.reach(self.context + i + 1, self.cache.capacity)
             tokens = self.call(self.cache, tokens, reach).argmax(-1)
         return tokens
 
@@ -185,7 +190,7 @@ class Decoder:
         prompts = gate_prompts(self.model.config, self.batch, self.context, setup.family.device)
         cache = new_cache(self.step, self.model, self.batch, self.cache.capacity)
         fed = prompt(self.batch, self.model.config.vocab_size, seed=2, batch=GATE_STEPS).to(cache.lengths.device)
-        found = _stepped(self.call, self.model, cache, prompts, fed, reach=reach_bucket(self.context, cache.capacity))
+        found = _stepped(self.call, self.model, cache, prompts, fed, self.context)
         expected = _whole(reference, prompts, fed)
         own = apart(_whole(self.model, prompts, fed).to(expected.dtype), expected)
         return [
@@ -196,17 +201,16 @@ class Decoder:
     def _greedy(self, wide: Family, reference: PLTForCausalLM, ids: Tensor) -> Gate:
         """The text after the shortest prompt. In 16 bits the same step is taken in float32: there a text can part
         from generate()'s at a near tie without anything being wrong."""
-        step: Step = self.call
-        held: nn.Module = self.step
+        step, held = self.call, self.step
         if wide.dtype != self.model.lm_head.weight.dtype:
             held = _again(self.step, wide.model(self.loops))
-            step = held
+            step = fast_step(held, compile="off")
         cache = new_cache(held, reference, 1, self.cache.capacity)
         read, logits = read_prompt(reference, ids)
         cache.adopt(0, read)
         text = [int(logits.argmax(-1))]
         for _ in range(GATE_STEPS - 1):
-            reach = reach_bucket(ids.shape[1] + len(text), cache.capacity)
+            reach = step.reach(ids.shape[1] + len(text), cache.capacity)
             last = torch.tensor(text[-1:], device=ids.device)
             text.append(int(step(cache, last, reach).argmax(-1)))
         return Gate(f"{self.name}, greedy tokens in float32", different(text, generated(reference, ids)), 0.0)
@@ -215,7 +219,7 @@ class Decoder:
 class LlamaBaseline:
     """transformers' Llama and its generate(), with the DynamicCache that it makes for itself."""
 
-    name, loops, trips = "Llama generate()", 1, 1
+    name, loops, trips, about = "Llama generate()", 1, 1, "eager"
 
     def __init__(self, family: Family) -> None:
         self.model, self._llama = family.model(1), family.llama()
@@ -293,19 +297,19 @@ def _again(step: nn.Module, model: PLTForCausalLM) -> nn.Module:
 
 
 def _stepped(
-    step: Step,
+    step: FastStep,
     model: PLTForCausalLM,
     cache: StaticCache | LoopedCache,
     prompts: list[Tensor],
     fed: Tensor,
-    *,
-    reach: int,
+    context: int,
 ) -> Tensor:
-    """Logits [N, GATE_STEPS, V] in float32 after each of the fed tokens [GATE_STEPS, N]."""
+    """Logits [N, GATE_STEPS, V] in float32 after each of the fed tokens [GATE_STEPS, N], with the reach of a context
+    of `context` tokens."""
     for slot, ids in enumerate(prompts):
         cache.adopt(slot, read_prompt(model, ids)[0])
-    longest = max(ids.shape[1] for ids in prompts)
-    reaches = [max(reach, reach_bucket(longest + i + 1, cache.capacity)) for i in range(len(fed))]
+    reaches = [step.reach(context + i + 1, cache.capacity) for i in range(len(fed))]
+    # A graph overwrites its logits at the next step.
     logits = [step(cache, tokens, reach).float().clone() for tokens, reach in zip(fed, reaches, strict=True)]
     return torch.stack(logits, dim=1)
 

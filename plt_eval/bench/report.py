@@ -34,8 +34,10 @@ def print_outcome(outcome: Outcome, document: dict[str, Any]) -> None:
     machine, model = document["machine"], document["model"]
     place = ", ".join(machine["gpus"]) if document["device"] == "cuda" else machine["cpu"]
     attention = outcome.settings.get("attention")
+    compute = outcome.settings.get("compute", document["dtype"])
+    dtype = document["dtype"] + ("" if compute == document["dtype"] else f", computed in {compute}")
     for line in (
-        f"{model['name']}, {model['parameters'] / 1e6:.1f}M parameters, {document['dtype']}, attention {attention}",
+        f"{model['name']}, {model['parameters'] / 1e6:.1f}M parameters, {dtype}, attention {attention}",
         f"{place}, {document['threads']} threads, torch {document['packages'].get('torch')}, "
         f"reads {document['bandwidth']['bytes_per_second'] / 1e9:.1f} GB/s ({document['bandwidth']['kernel']})",
     ):

@@ -167,15 +167,18 @@ def train(
 
 @app.command("diagnose")
 def diagnose(
-    shape: Shape = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            help="Random weights of a shape: small, medium (default), 7b, or paper: the paper's attention shape, made "
+            "to fit a laptop."
+        ),
+    ] = None,
     model: Model = None,
     loops: Loops = "2",
     context: Annotated[str, typer.Option(help="Tokens of the sample.")] = "2048",
     each: Annotated[bool, typer.Option("--each", help="Time each measurement alone too.")] = False,
-    memory: Annotated[
-        bool, typer.Option("--memory", help="Peak memory at the paper's attention shape in place of time.")
-    ] = False,
-    layers: Annotated[int, typer.Option(min=1, help="Layers of the model for --memory.")] = 14,
+    layers: Annotated[int | None, typer.Option(min=1, help="Layers of --shape paper (default 14).")] = None,
     rounds: Rounds = 5,
     dtype: Type = Dtype.auto,
     device: Place = Device.auto,
@@ -190,7 +193,7 @@ def diagnose(
     _report(
         "diagnose",
         BenchOptions(
-            shape=shape, model=model, loops=loops, context=context, each=each, memory=memory, layers=layers,
+            shape=shape, model=model, loops=loops, context=context, each=each, layers=layers,
             rounds=rounds, dtype=dtype.value, device=device.value, threads=threads, attention=attention, seed=seed,
             json=json_,
         ),

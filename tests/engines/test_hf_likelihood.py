@@ -19,6 +19,7 @@ from plt_model import PLTConfig, PLTForCausalLM
 
 QUESTIONS = {
     "two plus two is": [" four", " five", " 4", " a long one, and wrong"],
+    "three and three make": [" six", " 7", " twenty"],  # read beside the one before, which is shorter
     "x = ": ["1", "2"],
     "": ["start", "begin", ""],
     "a longer context than the others, by far": ["!", "?", "."],
@@ -136,6 +137,13 @@ def test_what_is_not_shared_costs_what_it_did(
     engine = open_engine(folder, batch_size=2)
     answers(engine, ask({"a" * n: ["b"] for n in (3, 30, 29, 5)}))
     assert counted == [2 * 32, 2 * 7]
+
+
+def test_contexts_of_about_one_length_are_read_side_by_side(
+    folder: Path, open_engine: Callable[..., HFEngine], counted: list[int]
+) -> None:
+    answers(open_engine(folder, batch_size=64), ask({"a" * n: ["bcd", "e"] for n in (20, 18, 19)}))
+    assert counted == [3 * 21, 6 * 2]
 
 
 def test_contexts_of_very_different_length_are_not_padded_to_one(

@@ -13,15 +13,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from plt_eval.bench import decode
+from plt_eval.bench import decode, diagnostics, prefill, throughput, train
 from plt_eval.bench.floor import kv_bytes, measure_bandwidth, must_read, weight_bytes
 from plt_eval.bench.gates import Gate, allowed, apart, different, red
+from plt_eval.bench.memory import peak_of
 from plt_eval.bench.rounds import Job, Spread, Stopwatch, Taken, Timed, interleave, ratio, warm_up
 from plt_eval.bench.subjects import Family, prompt
 from plt_eval.cli.main import main
+from plt_model import PLTConfig
+from plt_model.decode.prefill import read_prompt
+from plt_model.decode.session import DecodeSession
 from plt_model.decode.step import DecodeStep
+from plt_model.training.flops import training_flops
 
 CPU = torch.device("cpu")
+CPU_TYPE = torch.float32
 SMALL = ("--shape", "small", "--device", "cpu", "--threads", "1", "--rounds", "2")
 
 
@@ -232,10 +238,19 @@ def test_decode(cli: Cli, tmp_path: Path, dtype: str) -> None:
 
 
 class Broken:
-    """A step with one fault."""
+    """A fast step with one fault."""
+
+    about = "broken"
 
     def __init__(self, step: Any, fault: str) -> None:
         self.step, self.fault = step, fault
+
+    def reach(self, tokens: int, capacity: int) -> int:
+        """As FastStep's."""
+        return min(-(-tokens // 64) * 64, capacity)
+
+    def release(self) -> None:
+        """As FastStep's."""
 
     def __call__(self, cache: Any, tokens: Tensor, reach: int) -> Tensor:
         if self.fault == "forgets-the-carry":
@@ -289,6 +304,109 @@ def test_only_the_configuration_with_a_red_gate_is_refused(cli: Cli, monkeypatch
     assert "tokens/s" in out
 
 
+# --- the other benches ------------------------------------------------------------------------------------
+
+BENCHES: dict[str, tuple[str, ...]] = {
+    "throughput": ("--batch", "3", "--requests", "6", "--context", "30", "--tokens", "8", "--compile", "off"),
+    "prefill": ("--context", "150,300", "--chunk", "64"),
+    "train": ("--context", "60"),
+    "diagnose": ("--context", "50"),
+}
+SUBJECTS = {
+    "throughput": ["R=1", "R=2", "Llama generate()"],
+    "prefill": ["R=1", "R=2"] * 2,
+    "train": ["R=1", "R=2"],
+    "diagnose": ["forward", "all measurements"],
+}
+
+
+@pytest.mark.parametrize("bench", BENCHES)
+def test_the_other_benches(cli: Cli, tmp_path: Path, bench: str) -> None:
+    file = tmp_path / "bench.json"
+    code, out, err = cli("bench", bench, *SMALL, "--loops", "2", *BENCHES[bench], "--json", file)
+    assert code == 0, err
+    found = json.loads(file.read_text())
+    assert [row["subject"] for row in found["rows"]] == SUBJECTS[bench]
+    assert found["gates"]
+    assert all(gate["green"] for gate in found["gates"])
+    assert all(len(row["rounds"]) == 2 for row in found["rows"])
+    assert found["settings"]["attention"]
+    assert f"{len(found['gates'])} of {len(found['gates'])} gates green" in out
+    if bench == "train":
+        assert found["settings"]["compute"] == "bfloat16"
+        for row in found["rows"]:
+            flops = training_flops(PLTConfig(**{**found["model"]["config"], "plt_num_loops": row["loops"]}), 60)
+            assert row["tflops"] == pytest.approx(flops * 60 / row["seconds"]["median"] / 1e12)
+    if bench == "throughput":
+        assert {row["tokens_a_round"] for row in found["rows"]} == {found["rows"][0]["tokens_a_round"]}
+        assert 6 <= found["rows"][0]["tokens_a_round"] <= 6 * 8
+
+
+class WrongSession(DecodeSession):
+    """Writes one wrong token in one text."""
+
+    def run(self, requests: Any) -> Iterator[Any]:
+        for result in super().run(requests):
+            if result.key == "1":
+                result.tokens[0] = (result.tokens[0] + 1) % 500
+            yield result
+
+
+def _forgetful(model: Any, ids: Tensor, *, chunk: int, **more: Any) -> Any:
+    """Chunks that do not know of the chunk before."""
+    cache, logits = None, None
+    for first in range(0, ids.shape[1], chunk):
+        cache, logits = read_prompt(model, ids[:, first : first + chunk], cache=cache, **more)
+        cache.carry = None
+    return cache, logits
+
+
+def _break(bench: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if bench == "throughput":
+        monkeypatch.setattr(throughput, "DecodeSession", WrongSession)
+    elif bench == "prefill":
+        monkeypatch.setattr(prefill, "read_prompt", _forgetful)
+    elif bench == "train":
+        real = train.loss
+
+        def wrong(model: Any, ids: Tensor, compute: torch.dtype) -> Tensor:
+            value = real(model, ids, compute)
+            return value if model.config._attn_implementation == "eager" else value * 1.2
+
+        monkeypatch.setattr(train, "loss", wrong)
+    else:
+        maps = diagnostics._of_whole_maps
+        monkeypatch.setattr(diagnostics, "_of_whole_maps", lambda loops: {k: v + 1e-4 for k, v in maps(loops).items()})
+
+
+@pytest.mark.parametrize("bench", BENCHES)
+def test_a_fault_has_no_speed(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bench: str) -> None:
+    _break(bench, monkeypatch)
+    file = tmp_path / "bench.json"
+    code, out, err = cli("bench", bench, *SMALL, "--loops", "2", *BENCHES[bench], "--json", file)
+    assert code == 1
+    assert "red gate: " in err
+    assert "tokens/s" not in out
+    assert json.loads(file.read_text())["rows"] == []
+
+
+def test_memory_that_work_takes() -> None:
+    found = peak_of(lambda: torch.zeros(64 << 20, dtype=torch.uint8).add_(1), CPU)
+    assert found is not None
+    assert 60 << 20 <= found <= 100 << 20
+
+
+def test_training_leaves_no_gradient_behind_and_hardly_moves_the_weights() -> None:
+    own = Family.random("small", dtype=torch.float32, device=CPU, seed=1)
+    model = own.model(2).train()
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    work = train._step(model, prompt(30, 512, seed=1), torch.optim.AdamW(model.parameters(), lr=train.RATE), CPU_TYPE)
+    work()
+    assert all(weight.grad is None for weight in model.parameters())
+    moved = max(float((weight - before[name]).abs().max().detach()) for name, weight in model.named_parameters())
+    assert 0 < moved < 1e-5
+
+
 # --- mistakes ---------------------------------------------------------------------------------------------
 
 
@@ -303,6 +421,9 @@ def test_only_the_configuration_with_a_red_gate_is_refused(cli: Cli, monkeypatch
         (("decode", "--json", "no/such/folder/x.json"), "expected a file in a folder that exists"),
         (("decode", "--shape", "small", "--model", "plt-tiny:r2"), "give --shape or --model, not both"),
         (("decode", "--model", "plt-tinny:r2"), "no such model folder"),
+        (("diagnose", "--layers", "3"), "--layers has an effect with --shape paper only"),
+        (("train", "--dtype", "float16"), "--dtype float16: training computes in float32 or bfloat16"),
+        (("prefill", "--shape", "paper"), "--shape paper: expected one of small, medium, 7b"),
         (("prefill", "--shape", "small", "--attention", "magic"), "--attention magic: "),
     ],
 )
