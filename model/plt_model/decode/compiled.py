@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import psutil
 import torch
 from torch import Tensor, nn
+from torch._inductor import config as inductor_config
 
 MODES = ("auto", "on", "off")
 
@@ -102,7 +103,8 @@ class FastStep:
         if self.compiling:
             run = _compiled(plain, frozen=not self.on_gpu)
             try:
-                _rehearse(run, cache, tokens_n, reach)
+                with inductor_config.patch(freezing=not self.on_gpu):  # dynamo asks the setting itself, not its options
+                    _rehearse(run, cache, tokens_n, reach)
             except Exception as error:
                 what = f"the decode step cannot be compiled here: {type(error).__name__}: {str(error).splitlines()[0]}"
                 if self.required:
