@@ -113,11 +113,9 @@ class LoopedTransformer(nn.Module):
 
 def _trip(step: DecodeStep, cache: StaticCache, x_N1D: Tensor, positions: Tensor, reach: int, loop: int) -> Tensor:
     """One pass through the layers -> [N, 1, D]."""
-    cos, sin = step.model.model.rope(x_N1D, positions[:, None])
-    seen = torch.arange(reach, device=x_N1D.device) <= positions[:, None]
-    ring_seen = torch.arange(cache.window + 1, device=x_N1D.device) <= positions[:, None]
-    ring_place = positions % max(cache.window + 1, 1)
+    cos, sin = step.rope(x_N1D, positions, cache.capacity)
+    places = step.places(cache, positions, reach)
     for i, layer in enumerate(step.layers):
         held = (cache.keys[i], cache.values[i], cache.ring_keys[i], cache.ring_values[i])
-        x_N1D = layer(x_N1D, cos, sin, held, positions, seen, ring_place, ring_seen, reach, loop)
+        x_N1D = layer(x_N1D, cos, sin, held, places, loop)
     return x_N1D

@@ -71,6 +71,10 @@ class FastStep:
         self.about = "compiled" if self.compiling else "eager"
         if self.on_gpu:
             self.about += ", CUDA graphs"
+        elif self._take_kernel():
+            self.about += ", C++ attention"
+        if self.on_gpu:
+            pass
         elif not self.compiling and self._reorder():
             self.about += ", reordered weights"
 
@@ -100,6 +104,7 @@ class FastStep:
     def _make(self, cache: Cache, tokens_n: Tensor, reach: int) -> Step:
         plain = self.step
         run: Step = plain
+        _rehearse(plain, cache, tokens_n, reach)  # what a first step makes for all others is not to be compiled
         if self.compiling:
             run = _compiled(plain, frozen=not self.on_gpu)
             try:
@@ -112,6 +117,12 @@ class FastStep:
                 self.notify(f"{what}; going on without")
                 self.compiling, self.about, run = False, "eager, CUDA graphs", plain
         return _Graph(run, cache, tokens_n, reach) if self.on_gpu else run
+
+    def _take_kernel(self) -> bool:
+        from ..kernels.gswa_decode.cpu import load
+        inner = getattr(self.step, "step", self.step)
+        inner.attend = load()
+        return True
 
     def _reorder(self) -> bool:
         size = sum(weight.nbytes for weight in self.step.parameters())
@@ -134,7 +145,7 @@ def _compiled(step: nn.Module, *, frozen: bool) -> Step:
         return logits
 
     own = types.FunctionType(run.__code__.replace(), run.__globals__, "run", None, run.__closure__)
-    options: dict[str, Any] = {"freezing": frozen, "guard_filter_fn": lambda guards: [False] * len(guards)}
+    options: dict[str, Any] = {"freezing": frozen, "cpp_wrapper": frozen, "guard_filter_fn": lambda guards: [False] * len(guards)}
     return torch.compile(own, fullgraph=True, dynamic=False, options=options)
 
 

@@ -12,6 +12,9 @@ tensors, so that a compiler or a graph sees the same step again and again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad, scaled_dot_product_attention
@@ -23,6 +26,12 @@ FEWEST_ROWS = 4
 """Rows of a matrix product on a CPU; fewer are padded with zeros. oneDNN reads the weights more slowly for 1 and 2 rows
 than for 4 (39M parameters, bfloat16, two threads: 4.7, 4.5 and 3.7 ms a step): one loop alone would look slower than it
 need be, and loops cheaper."""
+
+GROWING_ROPE = ("dynamic", "longrope")
+"""Kinds of RoPE whose frequencies change as a text grows."""
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor], Tensor]
+"""As plt_model.kernels.gswa_decode.gswa_decode."""
 
 
 class DecodeStep(nn.Module):
@@ -38,6 +47,9 @@ class DecodeStep(nn.Module):
         self.config, self.model = config, model
         self.layers = nn.ModuleList(_Layer(layer) for layer in model.model.layers)  # type: ignore[arg-type]
         self.head = _packed([model.lm_head])
+        self.turns: dict[int, tuple[Tensor, Tensor]] = {}
+        self.attend: Attend | None = None
+        """The kernel of one step's attention; None: torch's own."""
 
     @torch.no_grad()
     def reorder(self) -> None:
@@ -58,18 +70,52 @@ class DecodeStep(nn.Module):
         if loops > 1:
             kept, handed_on = base.loop_terms(embeds, cache.carry[:slots])
             x = torch.cat([embeds, kept + handed_on], dim=1)
-        cos, sin = base.rope(embeds, positions[:, None])
-        seen = torch.arange(reach, device=x.device) <= positions[:, None]
-        ring_seen = torch.arange(cache.window + 1, device=x.device) <= positions[:, None]
-        ring_place = positions % max(cache.window + 1, 1)
+        cos, sin = self.rope(embeds, positions, cache.capacity)
+        places = self.places(cache, positions, reach)
         for i, layer in enumerate(self.layers):
             held = (cache.keys[i], cache.values[i], cache.ring_keys[i], cache.ring_values[i])
-            x = layer(x, cos, sin, held, positions, seen, ring_place, ring_seen, reach)
+            x = layer(x, cos, sin, held, places)
         if loops > 1:
             cache.carry[:slots].copy_(base.handed_on(x[:, :-1]))
         logits: Tensor = self.head(base.norm(x[:, -1]))
         positions += 1
         return logits
+
+    def places(self, cache: StaticCache, positions_n: Tensor, reach: int) -> Places:
+        """Where the next tokens go, the first n slots having read `positions_n` tokens."""
+        ring, lengths = cache.window + 1, positions_n + 1
+        seen = ring_seen = None
+        if self.attend is None:
+            seen = torch.arange(reach, device=lengths.device) < lengths[:, None]
+            ring_seen = torch.arange(ring, device=lengths.device) < lengths[:, None]
+        return Places(positions_n, positions_n % max(ring, 1), reach, self.attend, lengths, seen, ring_seen)
+
+    def rope(self, embeds_N1D: Tensor, positions_N: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
+        """Rotary cosines and sines [N, 1, K], read out of a table that is made at the first step: a compiler would work
+        them out anew in every loop that reads them. Kinds of RoPE that depend on the length have no table."""
+        rope = self.model.model.rope
+        if (self.config.rope_parameters or {}).get("rope_type") in GROWING_ROPE:
+            return rope(embeds_N1D, positions_N[:, None])
+        rows = 1 << (capacity - 1).bit_length()
+        if rows not in self.turns:
+            cos, sin = rope(embeds_N1D, torch.arange(rows, device=embeds_N1D.device)[None])
+            self.turns[rows] = cos[0].clone(), sin[0].clone()
+        cos, sin = self.turns[rows]
+        return cos[positions_N][:, None], sin[positions_N][:, None]
+
+
+class Places(NamedTuple):
+    """Where the new tokens of n slots go, and what they may see."""
+
+    positions_n: Tensor
+    ring_n: Tensor
+    reach: int
+    attend: Attend | None
+    lengths_n: Tensor
+    """The new token included; what `attend` asks for."""
+    seen_nT: Tensor | None
+    ring_seen_nw: Tensor | None
+    """Masks, for torch's attention."""
 
 
 class _Layer(nn.Module):
@@ -88,68 +134,64 @@ class _Layer(nn.Module):
         self.gswa = attn.config.plt_gswa
 
     def forward(
-        self,
-        x_NRD: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        held: tuple[Tensor, ...],
-        positions: Tensor,
-        seen: Tensor,
-        ring_place: Tensor,
-        ring_seen: Tensor,
-        reach: int,
-        first: int = 0,
+        self, x_NRD: Tensor, cos: Tensor, sin: Tensor, held: tuple[Tensor, ...], places: Places, first: int = 0
     ) -> Tensor:
         """Rows of passes first, first + 1, ...: all of them in one trip, or some of them in each of several."""
         slots, loops, _ = x_NRD.shape
-        keys, values = held[0], held[1]
         qkv = self.qkv(self.layer.input_layernorm(x_NRD)).view(slots, loops, -1, self.size)
         turned = _rotate(qkv[:, :, : self.heads + self.groups], cos[:, :, None], sin[:, :, None])
         q, k = turned[:, :, : self.heads], turned[:, :, self.heads :]
         v = qkv[:, :, self.heads + self.groups :]
         if first == 0:
-            _write(keys, k[:, 0], positions)
-            _write(values, v[:, 0], positions)
-        rows = self.heads // self.groups
-        folded = q.view(slots, loops, self.groups, rows, self.size).permute(0, 2, 1, 3, 4)
-        y = _attend(folded.reshape(slots, self.groups, loops * rows, self.size), keys[:slots, :, :reach],
-                    values[:slots, :, :reach], seen[:, None, None, :])  # fmt: skip
-        y = (
-            y.view(slots, self.groups, loops, rows, self.size)
-            .permute(0, 2, 1, 3, 4)
-            .reshape(slots, loops, self.heads, -1)
-        )
-        if first + loops > 1 and self.gswa:
-            y = self._mixed(x_NRD, q, k, v, y, held, ring_place, ring_seen, first)
+            _write(held[0], k[:, 0], places.positions_n)
+            _write(held[1], v[:, 0], places.positions_n)
+        keys, values = held[0][:slots, :, : places.reach], held[1][:slots, :, : places.reach]
+        plain = 1 if first == 0 or not self.gswa else 0  # pass 0, where it is among the rows, has no window
+        if self.gswa and loops > plain:
+            start = first + plain - 1
+            _write_rings(held[2], k[:, plain:], places.ring_n, start)
+            _write_rings(held[3], v[:, plain:], places.ring_n, start)
+            rings = [ring[:slots, start : start + loops - plain] for ring in (held[2], held[3])]
+            y = self._mixed(q, keys, values, *rings, self._gate(x_NRD[:, plain:], q[:, plain:]), places)
+        else:
+            y = self._plain(q, keys, values, places)
         x_NRD = x_NRD + self.out(y.reshape(slots, loops, -1))
         gate, up = self.up(self.layer.post_attention_layernorm(x_NRD)).chunk(2, dim=-1)
         out: Tensor = x_NRD + self.down(self.layer.mlp.act_fn(gate) * up)
         return out
 
+    def _plain(self, q_NRHK: Tensor, keys: Tensor, values: Tensor, places: Places) -> Tensor:
+        """Every row against the shared cache -> [N, R, H, K]."""
+        if places.attend is not None:
+            return places.attend(q_NRHK, keys, values, None, None, None, places.lengths_n)
+        return _attend(q_NRHK, keys, values, places.seen_nT)
+
     def _mixed(
         self,
-        x: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        y: Tensor,
-        held: tuple[Tensor, ...],
-        place: Tensor,
-        seen: Tensor,
-        first: int,
+        q_NRHK: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        ring_keys_NrGwK: Tensor,
+        ring_values_NrGwK: Tensor,
+        gate_NrH: Tensor,
+        places: Places,
     ) -> Tensor:
-        """Passes 1.. with their window mixed in."""
-        slots, plain = x.shape[0], 1 if first == 0 else 0  # pass 0, where it is among the rows, has no window
-        later = x.shape[1] - plain
-        start = first + plain - 1
-        _write_rings(held[2], k[:, plain:], place, start)
-        _write_rings(held[3], v[:, plain:], place, start)
-        ring_keys, ring_values = (ring[:slots, start : start + later] for ring in (held[2], held[3]))
-        own = q[:, plain:].reshape(slots * later, self.groups, -1, self.size)
-        mask = seen.repeat_interleave(later, dim=0)[:, None, None, :]
-        local = _attend(own, ring_keys.flatten(0, 1), ring_values.flatten(0, 1), mask)
-        local = local.reshape(slots, later, self.heads, self.size)
-        g = self._gate(x[:, plain:], q[:, plain:])[..., None]
+        """The same with the window of each of the last r rows mixed in."""
+        slots, later = ring_keys_NrGwK.shape[:2]
+        plain = q_NRHK.shape[1] - later
+        if places.attend is not None and plain:
+            return places.attend(q_NRHK, keys, values, ring_keys_NrGwK, ring_values_NrGwK, gate_NrH, places.lengths_n)
+        y = self._plain(q_NRHK, keys, values, places)
+        own = q_NRHK[:, plain:].reshape(slots * later, 1, self.heads, self.size)
+        rings = ring_keys_NrGwK.flatten(0, 1), ring_values_NrGwK.flatten(0, 1)
+        if places.attend is not None:
+            lengths = places.lengths_n.clamp(max=ring_keys_NrGwK.shape[3])
+            local = places.attend(own, *rings, None, None, None, lengths.repeat_interleave(later))
+        else:
+            assert places.ring_seen_nw is not None
+            local = _attend(own, *rings, places.ring_seen_nw.repeat_interleave(later, dim=0))
+        local = local.view(slots, later, self.heads, self.size)
+        g = gate_NrH[..., None]
         mixed = g * y[:, plain:] + (1 - g) * local
         return torch.cat([y[:, :1], mixed], dim=1) if plain else mixed
 
@@ -164,11 +206,20 @@ class _Layer(nn.Module):
         return torch.sigmoid(products.sum(-1).to(x_NRD.dtype) + gate.bias)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Softmax attention; one query row alone is doubled where that is faster."""
+def _attend(q_NRHK: Tensor, keys_NGTK: Tensor, values_NGTK: Tensor, seen_NT: Tensor | None) -> Tensor:
+    """Softmax attention -> [N, R, H, K]. The keys of a group are read once for all its rows; one query row alone is
+    doubled where that is faster."""
+    slots, loops, heads, size = q_NRHK.shape
+    groups = keys_NGTK.shape[1]
+    rows = heads // groups
+    assert seen_NT is not None
+    q = q_NRHK.view(slots, loops, groups, rows, size).permute(0, 2, 1, 3, 4).reshape(slots, groups, -1, size)
+    mask = seen_NT[:, None, None, :]
     if q.shape[2] == 1 and q.dtype == torch.bfloat16 and not q.is_cuda:
-        return scaled_dot_product_attention(q.expand(-1, -1, 2, -1), k, v, attn_mask=mask)[:, :, :1]
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        y = scaled_dot_product_attention(q.expand(-1, -1, 2, -1), keys_NGTK, values_NGTK, attn_mask=mask)[:, :, :1]
+    else:
+        y = scaled_dot_product_attention(q, keys_NGTK, values_NGTK, attn_mask=mask)
+    return y.view(slots, groups, loops, rows, size).permute(0, 2, 1, 3, 4).reshape(slots, loops, heads, size)
 
 
 def _write(held_NGTK: Tensor, new_nGK: Tensor, positions_n: Tensor) -> None:
