@@ -57,8 +57,7 @@ class SessionDecoder:
             self.notify(message)
 
     def __str__(self) -> str:
-        about = getattr(self.session.step, "about", "")
-        return f"{self.name} ({about})" if about else self.name
+        return f"{self.name} ({self.session.about})"
 
     def decode(self, jobs: list[Job]) -> Iterator[Completion]:
         """Started in the order given, yielded as they end. Where memory runs out, those that have not ended begin

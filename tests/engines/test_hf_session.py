@@ -87,7 +87,8 @@ def test_the_session_is_what_runs_by_default(
     assert said == []
     first = texts_of(engine, requests(PROMPTS))
     assert texts_of(engine, requests(PROMPTS)) == first
-    assert said == ["decoder: session; attention: sdpa"]
+    assert said == [f"decoder: session ({engine.decoder.session.about}); attention: sdpa"]
+    assert "eager" in said[0]
     with pytest.raises(AssertionError, match="was called"):
         texts_of(open_engine(folder, decoder="generate"), requests(PROMPTS))
 
@@ -143,7 +144,7 @@ def test_what_the_session_decides_is_said_and_what_it_refuses_is_one_line(
     folder: Path, open_engine: Callable[..., HFEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Session:
-        step = None
+        about = "eager"
 
         def __init__(self, _: object, *, notify: Callable[[str], None], **__: object) -> None:
             self.notify = notify
@@ -157,7 +158,7 @@ def test_what_the_session_decides_is_said_and_what_it_refuses_is_one_line(
     monkeypatch.setattr(hf_session, "DecodeSession", Session)
     with pytest.raises(UserError, match=r"^--compile on: the step cannot be compiled$"):
         texts_of(open_engine(folder, compile="on", notify=said.append), requests(PROMPTS))
-    assert said == ["decoder: session; attention: sdpa", "no compiler here"]
+    assert said == ["decoder: session (eager); attention: sdpa", "no compiler here"]
     with pytest.raises(ValueError, match=r"^the step"):
         texts_of(open_engine(folder), requests(PROMPTS))
 
@@ -197,7 +198,7 @@ def test_completions_come_as_they_end(folder: Path, open_engine: Callable[..., H
 def _steps_of(engine: HFEngine) -> list[int]:
     """Grows by the number of slots at every step of the engine's session."""
     steps: list[int] = []
-    engine.decoder.session.step.register_forward_pre_hook(lambda _, args: steps.append(len(args[1])))
+    engine.decoder.session.fast.step.register_forward_pre_hook(lambda _, args: steps.append(len(args[1])))
     return steps
 
 

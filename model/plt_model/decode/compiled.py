@@ -18,7 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch._inductor import config as inductor_config
 
-MODES = ("auto", "on", "off")
+from ..kernels import KernelUnavailable
+from ..kernels.gswa_decode.cpu import load
+from .step import DecodeStep, Packed
+
+MODES = ("auto", "on", "max", "off")
+
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 SPARE = 4
 """Weights are kept a second time, reordered, where that takes at most 1/SPARE of the free memory."""
@@ -49,8 +55,10 @@ def reach_bucket(tokens: int, capacity: int) -> int:
 def fast_step(step: nn.Module, *, compile: str = "auto", notify: Callable[[str], None] = lambda _: None) -> FastStep:
     """The fast form of a DecodeStep (or of a baseline that is called alike), for the device its model is on.
 
-    compile "on" compiles each bucket: on a CPU some 20 seconds each, for steps in half the time; "off" does not;
-    "auto" does on a GPU, where fewer kernels are launched, and not on a CPU. `notify` hears what was chosen.
+    compile "on" compiles each bucket: on a CPU some 20 seconds each, for steps in half the time; "max" also lets the
+    compiler try out matrix products, which takes twice as long and pays most for one loop; "off" does not compile;
+    "auto" does on a GPU, where fewer kernels are launched, and not on a CPU. `notify` hears what was chosen. The
+    weights are taken as they are now: a step that is compiled or reordered does not see them change.
     Raises ValueError for another mode, and at the first call when "on" cannot be had.
     """
     if compile not in MODES:
@@ -65,21 +73,31 @@ class FastStep:
         self.step, self.notify = step, notify
         self.device = next(step.parameters()).device
         self.on_gpu = self.device.type == "cuda"
-        self.required = compile == "on"
+        self.required = compile in ("on", "max")
         self.compiling = self.required or (compile == "auto" and self.on_gpu)
-        self.made: dict[tuple[int, ...], Step] = {}
+        # Compiled float32 would go to a library that is slow on other makers' processors: on a CPU it is always tuned.
+        dtype = next(step.parameters()).dtype
+        self.tuned = compile == "max" or (self.required and not self.on_gpu and dtype == torch.float32)
+        self.compiled: dict[tuple[int, ...], Step] = {}
+        self.graphs: dict[tuple[int, ...], Step] = {}
+        self.kernel = not self.on_gpu and self._take_kernel()
         self.about = "compiled" if self.compiling else "eager"
+        if self.tuned:
+            self.about += " and tuned"
+            for packed in self.step.modules():
+                if isinstance(packed, Packed):
+                    packed.fewest = 1
         if self.on_gpu:
             self.about += ", CUDA graphs"
-        elif self._take_kernel():
-            self.about += ", C++ attention"
-        if self.on_gpu:
-            pass
         elif not self.compiling and self._reorder():
             self.about += ", reordered weights"
+        if self.kernel:
+            self.about += ", C++ attention"
 
     def reach(self, tokens: int, capacity: int) -> int:
         """How far a step must look for slots of up to `tokens` tokens, the new one included."""
+        if self.kernel:  # it reads no further than each slot's length
+            return capacity
         if self.compiling or self.on_gpu:
             return reach_bucket(tokens, capacity)
         return min(-(-tokens // 64) * 64, capacity)
@@ -90,52 +108,79 @@ class FastStep:
         if not (self.compiling or self.on_gpu):
             logits: Tensor = self.step(cache, tokens_n, reach)
             return logits
-        # Graphs hold the addresses of one cache's tensors; a compiled step holds for any cache of its size.
-        key = (len(tokens_n), reach, cache.slots, cache.capacity, id(cache) if self.on_gpu else 0)
-        if key not in self.made:
-            self.made[key] = self._make(cache, tokens_n, reach)
-        return self.made[key](cache, tokens_n, reach)
+        bucket = (len(tokens_n), reach, cache.slots, cache.capacity)
+        if not self.on_gpu:
+            return self._compiled(bucket, cache, tokens_n)(cache, tokens_n, reach)
+        key = (*bucket, id(cache))  # a graph holds the addresses of one cache's tensors
+        if key not in self.graphs:
+            self.graphs[key] = _Graph(self._compiled(bucket, cache, tokens_n), cache, tokens_n, reach)
+        return self.graphs[key](cache, tokens_n, reach)
 
     def release(self) -> None:
         """Forget the graphs, which hold on to the caches that they were made for."""
-        if self.on_gpu:
-            self.made.clear()
+        self.graphs.clear()
+
+    def _compiled(self, bucket: tuple[int, ...], cache: Cache, tokens_n: Tensor) -> Step:
+        """The step for one bucket, which holds for any cache of its size."""
+        if bucket not in self.compiled:
+            self.compiled[bucket] = self._make(cache, tokens_n, bucket[1])
+        return self.compiled[bucket]
 
     def _make(self, cache: Cache, tokens_n: Tensor, reach: int) -> Step:
-        plain = self.step
-        run: Step = plain
-        _rehearse(plain, cache, tokens_n, reach)  # what a first step makes for all others is not to be compiled
-        if self.compiling:
-            run = _compiled(plain, frozen=not self.on_gpu)
-            try:
-                with inductor_config.patch(freezing=not self.on_gpu):  # dynamo asks the setting itself, not its options
-                    _rehearse(run, cache, tokens_n, reach)
-            except Exception as error:
-                what = f"the decode step cannot be compiled here: {type(error).__name__}: {str(error).splitlines()[0]}"
-                if self.required:
-                    raise ValueError(f"{what}; go without (compile off)") from error
-                self.notify(f"{what}; going on without")
-                self.compiling, self.about, run = False, "eager, CUDA graphs", plain
-        return _Graph(run, cache, tokens_n, reach) if self.on_gpu else run
+        _rehearse(self.step, cache, tokens_n, reach)  # what a first step makes for all others is not to be compiled
+        if not self.compiling:
+            return self.step
+        run = _compiled(self.step, frozen=not self.on_gpu, tuned=self.tuned)
+        try:
+            with inductor_config.patch(freezing=not self.on_gpu):  # dynamo asks the setting itself, not its options
+                _rehearse(run, cache, tokens_n, reach)
+        except Exception as error:
+            what = f"the decode step cannot be compiled here: {type(error).__name__}: {str(error).splitlines()[0]}"
+            if self.required:
+                raise ValueError(f"{what}; go without (compile off)") from error
+            self.notify(f"{what}; going on without")
+            self.compiling, self.about = False, "eager, CUDA graphs"
+            return self.step
+        return run
 
     def _take_kernel(self) -> bool:
-        from ..kernels.gswa_decode.cpu import load
-        inner = getattr(self.step, "step", self.step)
-        inner.attend = load()
+        """Whether the step's attention is the CPU kernel, which is built where it never was."""
+        step = _inner(self.step)
+        if not isinstance(step, DecodeStep) or next(step.parameters()).dtype not in KERNEL_DTYPES:
+            return False
+        try:
+            step.attend = load()
+        except KernelUnavailable as missing:
+            self.notify(f"{missing}; going on with torch's attention")
+            return False
         return True
 
     def _reorder(self) -> bool:
         size = sum(weight.nbytes for weight in self.step.parameters())
-        reorder = getattr(getattr(self.step, "step", self.step), "reorder", None)
-        if reorder is None or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        step = _inner(self.step)
+        if not isinstance(step, DecodeStep) or not _onednn_takes(next(step.parameters()).dtype):
             return False
         if size * SPARE > psutil.virtual_memory().available:
             return False
-        reorder()
+        step.reorder()
         return True
 
 
-def _compiled(step: nn.Module, *, frozen: bool) -> Step:
+def _onednn_takes(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    onednn = torch.ops.mkldnn
+    halves = {torch.bfloat16: onednn._is_mkldnn_bf16_supported, torch.float16: onednn._is_mkldnn_fp16_supported}
+    return dtype == torch.float32 or (dtype in halves and bool(halves[dtype]()))
+
+
+def _inner(step: nn.Module) -> nn.Module:
+    """The DecodeStep that a baseline is made of; a step itself."""
+    inner: nn.Module = getattr(step, "step", step)
+    return inner
+
+
+def _compiled(step: nn.Module, *, frozen: bool, tuned: bool) -> Step:
     """`step` compiled for one bucket. It checks nothing when it is called: a bucket's key says all that may differ, and
     walking through every layer's attributes takes as long as a layer. So it has code of its own, for torch keeps what
     it compiled beside the code."""
@@ -145,7 +190,14 @@ def _compiled(step: nn.Module, *, frozen: bool) -> Step:
         return logits
 
     own = types.FunctionType(run.__code__.replace(), run.__globals__, "run", None, run.__closure__)
-    options: dict[str, Any] = {"freezing": frozen, "cpp_wrapper": frozen, "guard_filter_fn": lambda guards: [False] * len(guards)}
+    options: dict[str, Any] = {
+        "freezing": frozen,
+        "cpp_wrapper": frozen,  # a call from Python costs as much as a small loop
+        "max_autotune": tuned,
+        "guard_filter_fn": lambda guards: [False] * len(guards),
+    }
+    if frozen:
+        options["max_autotune_gemm_backends"] = "ATEN,CPP"
     return torch.compile(own, fullgraph=True, dynamic=False, options=options)
 
 

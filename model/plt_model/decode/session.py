@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..modeling_plt import PLTForCausalLM
 from .cache import StaticCache
+from .compiled import fast_step, reach_bucket
 from .prefill import CHUNK, SIDE_BY_SIDE, read_prompts, side_by_side
 from .sampling import next_tokens
 from .step import DecodeStep
@@ -94,8 +95,13 @@ class DecodeSession:
         self.model, self.slots, self.capacity, self.chunk, self.notify = model, slots, capacity, chunk, notify
         self.device, self.dtype = model.lm_head.weight.device, model.lm_head.weight.dtype
         self.sync_every = SYNC_EVERY.get(self.device.type, 1) if sync_every is None else sync_every
-        self.compile = compile
-        self.step = DecodeStep(model)
+        self.fast = fast_step(DecodeStep(model), compile=compile, notify=notify)
+        self.step: Callable[[StaticCache, Tensor, int], Tensor] = self.fast
+
+    @property
+    def about(self) -> str:
+        """What decodes, in words."""
+        return self.fast.about
 
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:
         """Results, each as soon as it is there. Everything the run holds goes when the iterator ends or is closed.
@@ -206,6 +212,8 @@ class _Run:
         longest = max(len(request.prompt) + request.max_new_tokens for request in requests)
         # With room for a whole round after a row's last token; without it, rounds get shorter towards the end.
         needed = -(-(longest + session.sync_every) // ROUNDED) * ROUNDED
+        if session.fast.compiling:  # few sizes, so that runs share what was compiled
+            needed = reach_bucket(needed, needed * 2)
         self.capacity = needed if session.capacity is None else session.capacity
         self.failure: Exception | None = None
 
@@ -221,6 +229,7 @@ class _Run:
                     yield from self._round()
                     self._fail()
         finally:
+            self.session.fast.release()
             del self.cache  # also when an error's traceback keeps this frame
 
     def _fail(self) -> None:
@@ -268,7 +277,7 @@ class _Run:
         rows = [row for row in self.rows if row is not None]
         longest = max(row.read for row in rows)
         steps = min(self.session.sync_every, max(row.left for row in rows), self.cache.capacity - longest)
-        new = self._steps(rows, steps, _reach(longest + steps, self.cache.capacity))
+        new = self._steps(rows, steps, self.session.fast.reach(longest + steps, self.cache.capacity))
         done = self._take(rows, new)
         self.rows = [None if row is None or row.reason is not None else row for row in self.rows]
         return done
@@ -321,10 +330,6 @@ def _chosen(logits_NV: Tensor, choices: _Choices | None, step: int) -> Tensor:
     if choices is None:
         return next_tokens(logits_NV)
     return next_tokens(logits_NV, choices.temperature_N, choices.top_p_N, choices.draws_NS[:, step])
-
-
-def _reach(tokens: int, capacity: int) -> int:
-    return min(-(-tokens // 256) * 256, capacity)
 
 
 def _allocated(session: DecodeSession, slots: int, capacity: int) -> StaticCache:

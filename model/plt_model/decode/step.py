@@ -56,7 +56,7 @@ class DecodeStep(nn.Module):
         """Keep each weight once more in the order that oneDNN reads fastest (about half the time a step on a CPU, for
         as much memory again). A compiled step does so by itself and has no use for these."""
         for module in self.modules():
-            if isinstance(module, _Packed):
+            if isinstance(module, Packed):
                 module.reordered = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), FEWEST_ROWS)
 
     @torch.no_grad()
@@ -151,8 +151,9 @@ class _Layer(nn.Module):
             start = first + plain - 1
             _write_rings(held[2], k[:, plain:], places.ring_n, start)
             _write_rings(held[3], v[:, plain:], places.ring_n, start)
-            rings = [ring[:slots, start : start + loops - plain] for ring in (held[2], held[3])]
-            y = self._mixed(q, keys, values, *rings, self._gate(x_NRD[:, plain:], q[:, plain:]), places)
+            ring_keys, ring_values = (ring[:slots, start : start + loops - plain] for ring in (held[2], held[3]))
+            gates = self._gate(x_NRD[:, plain:], q[:, plain:])
+            y = self._mixed(q, keys, values, ring_keys, ring_values, gates, places)
         else:
             y = self._plain(q, keys, values, places)
         x_NRD = x_NRD + self.out(y.reshape(slots, loops, -1))
@@ -245,19 +246,21 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
-class _Packed(nn.Module):
+class Packed(nn.Module):
     """A projection of a few rows. `reordered`: its weight once more as oneDNN likes it, see DecodeStep.reorder."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(weight, requires_grad=False), bias
         self.reordered: Tensor | None = None
+        self.fewest = FEWEST_ROWS
+        """Fewer rows are padded."""
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(0, -2)
         rows = flat.shape[0]
-        if x.device.type == "cpu" and rows < FEWEST_ROWS:
-            flat = pad(flat, (0, 0, 0, FEWEST_ROWS - rows))
+        if x.device.type == "cpu" and rows < self.fewest:
+            flat = pad(flat, (0, 0, 0, self.fewest - rows))
         if self.reordered is None or torch.compiler.is_compiling():
             out = linear(flat, self.weight, self.bias)
         else:
@@ -266,7 +269,7 @@ class _Packed(nn.Module):
 
 
 @torch.no_grad()
-def _packed(parts: list[nn.Linear]) -> _Packed:
+def _packed(parts: list[nn.Linear]) -> Packed:
     """The projections as one; their weights become views of its weight, so that nothing is held twice, also when
     several models of the same weights are packed."""
     weight = _joined(*(part.weight for part in parts))
@@ -275,7 +278,7 @@ def _packed(parts: list[nn.Linear]) -> _Packed:
     for part in parts:
         part.weight.data = weight[first : first + part.out_features]
         first += part.out_features
-    return _Packed(weight, bias)
+    return Packed(weight, bias)
 
 
 def _joined(*parts: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def _shape(q: Tensor, *_: Tensor | None) -> Tensor:
 
 def _load_library(path: Path) -> None:
     try:
-        torch.ops.load_library(str(path))
+        torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
     except OSError as error:
         raise KernelUnavailable(f"the CPU decode kernel cannot be loaded from {path}: {error}") from error
 
@@ -110,7 +110,9 @@ def _build(compiler: str, target: Path) -> None:
                 [*command, "-ltorch_cpu", "-lc10"], capture_output=True, text=True, timeout=LONGEST, check=False
             )
             if done.returncode:
-                said = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or [""]
+                said = (
+                    [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or [""]
+                )
                 raise KernelUnavailable(f"the CPU decode kernel cannot be built with {compiler}: {said[0]}")
             os.replace(made, target)
     except (OSError, subprocess.TimeoutExpired) as error:
