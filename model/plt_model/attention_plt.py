@@ -2,17 +2,29 @@
 
     B batch   H query heads   G key/value heads (H a multiple of G)   S queries   T keys   K head size
 
-In both the S queries are the last S of the T positions. Two backends say the same thing: `eager` writes the whole
-softmax out in float32 (or wider) and is the truth the others are tested against; `sdpa` uses torch's fused kernels on
-slices, so that no S x S mask is ever built and the window costs O(S * w); `flash_attention_2` calls the flash-attn
-package, and falls back to `sdpa` where that cannot serve (padding, float32, CPU).
+In both the S queries are the last S of the T positions. The backends say the same thing:
+
+    eager               writes the whole softmax out in float32 (or wider): the truth the others are tested against
+    sdpa                torch's fused kernels on slices: no S x S mask is ever built, and the window costs O(S * w)
+    flash_attention_2   calls the flash-attn package
+    flex_attention      torch's FlexAttention, compiled, with block masks
+    triton              plt_model.kernels: both attentions and their gated mix in one kernel, see `gated_attention`
+
+:func:`chosen` picks one. Where one cannot serve some inputs (a type, padding, one new token against a cache), `sdpa`
+does for these.
 """
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+BACKENDS = ("eager", "sdpa", "flash_attention_2", "flex_attention", "triton")
+
+HALF = (torch.float16, torch.bfloat16)
 
 CAUSAL_BLOCK = 512
 """Queries per slice where causal attention needs a mask: it holds CAUSAL_BLOCK x T booleans at most (of 256 to 2048,
@@ -21,6 +33,79 @@ CAUSAL_BLOCK = 512
 WINDOW_BLOCK = 128
 """Queries per slice of window attention: each reads 128 + w keys (of 64 to 1024, 64 and 128 measured the fastest on
 CPU: 27 ms against 99 ms for 1024 at S = 2048, H = 8, K = 64, w = 64)."""
+
+
+def chosen(name: str, device: torch.device | str, dtype: torch.dtype) -> tuple[str, str]:
+    """The backend for `name`, one of BACKENDS or "auto", and why, in a few words.
+
+    auto: on a GPU the Triton kernels, else flash-attn, else sdpa; on a CPU sdpa. Raises ValueError for a name that is
+    none, and for one that cannot be had on this device or in this type, saying what is missing.
+    """
+    device = torch.device(device)
+    if name == "auto":
+        for backend in ("triton", "flash_attention_2") if device.type == "cuda" else ():
+            if _missing(backend, device, dtype) is None:
+                return backend, "the fastest that this device and type allow"
+        return "sdpa", "the fastest that this device and type allow"
+    if name not in BACKENDS:
+        raise ValueError(f"{name!r} is no attention of a PLT: expected auto or one of {', '.join(BACKENDS)}")
+    missing = _missing(name, device, dtype)
+    if missing is not None:
+        raise ValueError(f"{name} cannot be had: {missing}")
+    return name, "as asked for"
+
+
+def _missing(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """What `name` lacks here; None where it runs."""
+    if name == "flash_attention_2":
+        if find_spec("flash_attn") is None:
+            return "the package flash_attn is not installed"
+        if device.type != "cuda" or dtype not in HALF:
+            return f"it takes float16 and bfloat16 on a GPU, not {_short(dtype)} on {device.type!r}"
+    if name == "triton":
+        if dtype not in (*HALF, torch.float32):
+            return f"it takes float32, float16 and bfloat16, not {_short(dtype)}"
+        if find_spec("plt_model") is None:
+            return "its kernels are in the package plt_model, which is not installed"
+        from plt_model.kernels import KernelUnavailable, require_triton
+
+        try:
+            require_triton(device)
+        except KernelUnavailable as unavailable:
+            return str(unavailable)
+    return None
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def gated_attention(
+    q_BHSK: Tensor,
+    shared: tuple[Tensor, Tensor],
+    own: tuple[Tensor, Tensor],
+    gate_BHS: Tensor,
+    key_mask_BT: Tensor | None = None,
+    *,
+    window: int,
+    backend: str,
+) -> Tensor:
+    """g * causal_attention(q, shared) + (1 - g) * window_attention(q, own) -> [B, H, S, K], in one kernel where the
+    backend has one."""
+    if _triton_serves(backend, q_BHSK):
+        from plt_model.kernels.gswa_prefill import gswa
+
+        return gswa(q_BHSK, *shared, *own, gate_BHS, window=window, key_mask_BT=key_mask_BT)
+    global_ = causal_attention(q_BHSK, *shared, key_mask_BT, backend=backend)
+    own_mask = None if key_mask_BT is None else key_mask_BT[:, -own[0].shape[2] :]
+    local = window_attention(q_BHSK, *own, own_mask, window=window, backend=backend)
+    return mixed(gate_BHS, global_, local)
+
+
+def mixed(gate_BHS: Tensor, global_BHSK: Tensor, local_BHSK: Tensor) -> Tensor:
+    """g * global + (1 - g) * local."""
+    g = gate_BHS[..., None]
+    return g * global_BHSK + (1 - g) * local_BHSK
 
 
 def causal_attention(
@@ -41,6 +126,12 @@ def causal_attention(
         )
     if key_mask_BT is None and queries == 1:
         return attend_all(q_BHSK, k_BGTK, v_BGTK, backend=backend)
+    if _triton_serves(backend, q_BHSK):
+        from plt_model.kernels.gswa_prefill import causal
+
+        return causal(q_BHSK, k_BGTK, v_BGTK, key_mask_BT=key_mask_BT)
+    if _flex_serves(backend, q_BHSK):
+        return _flex(q_BHSK, k_BGTK, v_BGTK, key_mask_BT, None)
     if _flash_serves(backend, q_BHSK, key_mask_BT):
         return _flash(q_BHSK, k_BGTK, v_BGTK, window=-1)
     k_BHTK, v_BHTK = _expand(k_BGTK, q_BHSK), _expand(v_BGTK, q_BHSK)
@@ -68,6 +159,8 @@ def window_attention(
         return _eager(q_BHSK, k_BGTK, v_BGTK, mask)
     if key_mask_BT is None and queries == 1 and keys <= window + 1:
         return attend_all(q_BHSK, k_BGTK, v_BGTK, backend=backend)
+    if _flex_serves(backend, q_BHSK):
+        return _flex(q_BHSK, k_BGTK, v_BGTK, key_mask_BT, window)
     if _flash_serves(backend, q_BHSK, key_mask_BT):
         return _flash(q_BHSK, k_BGTK, v_BGTK, window)
     return _sliced(q_BHSK, _expand(k_BGTK, q_BHSK), _expand(v_BGTK, q_BHSK), key_mask_BT, window, WINDOW_BLOCK)
@@ -92,9 +185,24 @@ def attend_all(
     return out.reshape(batch, heads, rows, size)
 
 
+def _triton_serves(backend: str, q_BHSK: Tensor) -> bool:
+    return backend == "triton" and q_BHSK.dtype in (*HALF, torch.float32) and q_BHSK.shape[3] <= 256
+
+
+def _flex_serves(backend: str, q_BHSK: Tensor) -> bool:
+    """One query alone is quicker without; on a CPU FlexAttention has no backward pass."""
+    training = torch.is_grad_enabled() and q_BHSK.requires_grad
+    return backend == "flex_attention" and q_BHSK.shape[2] > 1 and (q_BHSK.is_cuda or not training)
+
+
+def _flex(q_BHSK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, key_mask_BT: Tensor | None, window: int | None) -> Tensor:
+    from .attention_flex import attend
+
+    return attend(q_BHSK, k_BGTK, v_BGTK, key_mask_BT, window=window)
+
+
 def _flash_serves(backend: str, q_BHSK: Tensor, key_mask_BT: Tensor | None) -> bool:
-    half = q_BHSK.dtype in (torch.float16, torch.bfloat16)
-    return backend == "flash_attention_2" and key_mask_BT is None and half and q_BHSK.is_cuda
+    return backend == "flash_attention_2" and key_mask_BT is None and q_BHSK.dtype in HALF and q_BHSK.is_cuda
 
 
 def _flash(q_BHSK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, window: int) -> Tensor:

@@ -13,7 +13,7 @@ import json
 import shutil
 from pathlib import Path
 
-CODE = ("configuration_plt.py", "attention_plt.py", "cache_plt.py", "modeling_plt.py")
+CODE = ("configuration_plt.py", "attention_plt.py", "attention_flex.py", "cache_plt.py", "modeling_plt.py")
 AUTO_MAP = {
     "AutoConfig": "configuration_plt.PLTConfig",
     "AutoModel": "modeling_plt.PLTModel",

@@ -14,6 +14,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
+from .attention_plt import chosen
 from .configuration_plt import PLTConfig
 from .modeling_plt import PLTForCausalLM
 
@@ -125,15 +126,17 @@ def load_model(
     loop_mode: str | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
-    attn_implementation: str | None = None,
+    attn_implementation: str = "auto",
 ) -> PLTForCausalLM:
     """The model of a checkpoint folder, in evaluation mode on `device`.
 
-    `loops` and `loop_mode` default to the checkpoint's own, `dtype` to the one it was saved in. Raises CheckpointError
-    for a folder that is not a whole, sound PLT checkpoint.
+    `loops` and `loop_mode` default to the checkpoint's own, `dtype` to the one it was saved in; `attn_implementation`
+    is a name that :func:`plt_model.attention_plt.chosen` knows. Raises CheckpointError for a folder that is not a
+    whole, sound PLT checkpoint, and ValueError for an attention that cannot be had.
     """
     config = read_config(folder)
     _check_fit(folder, config)
+    attention, _ = chosen(attn_implementation, device, dtype or config.dtype or torch.float32)
     try:
         model = PLTForCausalLM.from_pretrained(
             folder,
@@ -141,7 +144,7 @@ def load_model(
             loops=loops,
             loop_mode=loop_mode,
             dtype=dtype or "auto",
-            attn_implementation=attn_implementation,
+            attn_implementation=attention,
         )
     except (RuntimeError, SafetensorError) as broken:
         raise CheckpointError(f"{folder}: the weights do not fit config.json ({one_line(broken)})") from broken

@@ -34,11 +34,9 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRotaryEmbedd
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention_plt import attend_all, causal_attention, window_attention
+from .attention_plt import BACKENDS, attend_all, causal_attention, gated_attention, mixed
 from .cache_plt import PLTCache, PLTCacheLayer
 from .configuration_plt import PLTConfig
-
-BACKENDS = ("eager", "sdpa", "flash_attention_2")
 
 
 class PLTRMSNorm(nn.Module):
@@ -134,18 +132,10 @@ class PLTAttention(nn.Module):
         mask: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """G-SWA -> mixed heads [B, H, S, K] and the gate [B, H, S] (None without a local branch)."""
-        global_ = causal_attention(q, *shared, mask, backend=self.backend)
         if own is None:
-            return global_, None
-        own_mask = None if mask is None else mask[:, -own[0].shape[2] :]
-        local = window_attention(q, *own, own_mask, window=self.window, backend=self.backend)
+            return causal_attention(q, *shared, mask, backend=self.backend), None
         gate = self.plt_gate(x_BSD, q)
-        return _mix(gate, global_, local), gate
-
-
-def _mix(gate_BHS: Tensor, global_BHSK: Tensor, local_BHSK: Tensor) -> Tensor:
-    g = gate_BHS[..., None]
-    return g * global_BHSK + (1 - g) * local_BHSK
+        return gated_attention(q, shared, own, gate, mask, window=self.window, backend=self.backend), gate
 
 
 class PLTDecoderLayer(GradientCheckpointingLayer):
@@ -226,7 +216,7 @@ class PLTDecoderLayer(GradientCheckpointingLayer):
         local_y = local_y.reshape(batch, count - 1, heads, size).transpose(1, 2)
         gate: Tensor = self.self_attn.plt_gate(x[:, 1:], q[:, :, 1:])
         return (
-            torch.cat([global_[:, :, :1], _mix(gate, global_[:, :, 1:], local_y)], dim=2),
+            torch.cat([global_[:, :, :1], mixed(gate, global_[:, :, 1:], local_y)], dim=2),
             keys,
             values,
             gate,
@@ -244,10 +234,17 @@ class PLTPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
     _supports_sdpa = True
     _supports_flash_attn = True
-    _supports_flex_attn = False
+    _supports_flex_attn = True
     _supports_attention_backend = False
     _can_compile_fullgraph = False
     _can_record_outputs: ClassVar[dict[str, type[nn.Module]]] = {"hidden_states": PLTDecoderLayer}
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation: str | None, *args: Any, **more: Any) -> str:
+        """transformers' own check, which knows nothing of our kernels."""
+        if attn_implementation == "triton":
+            return attn_implementation
+        checked: str = super()._check_and_adjust_attn_implementation(attn_implementation, *args, **more)
+        return checked
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -153,7 +153,8 @@ def _decode_settings(options: BenchOptions) -> Callable[[Setup, Bandwidth], Outc
 
 
 def _baselines(text: str) -> tuple[str, ...]:
-    known = ("trips", "looped", "llama")
+    from plt_eval.bench.decode import BASELINES as known
+
     if text in ("all", "none"):
         return known if text == "all" else ()
     parts = tuple(part.strip() for part in text.split(","))

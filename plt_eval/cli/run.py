@@ -76,10 +76,11 @@ class Attention(StrEnum):
 
 
 class Compile(StrEnum):
-    """Whether the decoding step is compiled."""
+    """Whether the decoding step is compiled (max: and its matrix products tried out)."""
 
     auto = "auto"
     on = "on"
+    max = "max"
     off = "off"
 
 

@@ -72,7 +72,7 @@ class HFEngine:
         label: str | None = None,
         decoder: Literal["auto", "session", "generate"] = "auto",
         attention: str = "auto",
-        compile: Literal["auto", "on", "off"] = "auto",
+        compile: Literal["auto", "on", "max", "off"] = "auto",
         notify: Callable[[str], None] = print,
     ) -> None:
         transformers_logging.disable_progress_bar()
@@ -105,7 +105,7 @@ class HFEngine:
         named = None if attention == "auto" else attention
         try:
             if self.is_plt:
-                return self._load_plt(loops, loop_mode, named)
+                return self._load_plt(loops, loop_mode, attention)
             return (
                 AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.dtype, attn_implementation=named)
                 .to(self.device)
@@ -118,7 +118,7 @@ class HFEngine:
                 raise
             raise UserError(f"--attention {named}: {one_line(refused)}") from refused
 
-    def _load_plt(self, loops: int | None, loop_mode: str | None, attention: str | None) -> PLTForCausalLM:
+    def _load_plt(self, loops: int | None, loop_mode: str | None, attention: str) -> PLTForCausalLM:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always", UserWarning)
             model = load_model(
@@ -131,8 +131,6 @@ class HFEngine:
             )
         for warning in said:
             self.notify(str(warning.message))
-        first: Any = model.model.layers[0]
-        _ = first.self_attn.backend  # raises ValueError for one that a PLT does not have
         return model
 
     def _load_tokenizer(self, chosen: str | None) -> Any:
@@ -155,7 +153,9 @@ class HFEngine:
             raise UserError("--chat-template on: the tokenizer has no chat template")
         return has and wanted != "off"
 
-    def _decide_decoder(self, wanted: str, compile: Literal["auto", "on", "off"]) -> SessionDecoder | GenerateDecoder:
+    def _decide_decoder(
+        self, wanted: str, compile: Literal["auto", "on", "max", "off"]
+    ) -> SessionDecoder | GenerateDecoder:
         config = self.model.config
         one_trip = self.is_plt and config.one_trip_decode
         if wanted == "session" and not self.is_plt:
@@ -167,8 +167,8 @@ class HFEngine:
             )
         if one_trip and wanted != "generate":
             return SessionDecoder(self.model, self.prompts, self.batch, compile=compile, notify=self.notify)
-        if compile == "on":
-            raise UserError("--compile on has no effect with the decoder generate: it belongs to --decoder session")
+        if compile in ("on", "max"):
+            raise UserError(f"--compile {compile} has no effect with decoder generate: it belongs to session")
         return GenerateDecoder(self.model, self.prompts, self.batch)
 
     def identity(self) -> Mapping[str, Any]:

@@ -28,7 +28,7 @@ CACHE_SHARE = {"cuda": 0.8, "cpu": 0.5}
 class SessionDecoder:
     """Completions by a DecodeSession of `batch` slots ("auto": fewer where they would not fit in the free memory).
 
-    `compile` is the session's: "on" compiles the step, "off" does not, "auto" does where that pays. `notify` hears what
+    `compile` is that of :func:`plt_model.decode.compiled.fast_step`. `notify` hears what
     the session decides.
     """
 
@@ -40,7 +40,7 @@ class SessionDecoder:
         prompts: Prompts,
         batch: BatchSize,
         *,
-        compile: Literal["auto", "on", "off"] = "auto",
+        compile: Literal["auto", "on", "max", "off"] = "auto",
         notify: Callable[[str], None] = print,
     ) -> None:
         self.model, self.prompts, self.batch = model, prompts, batch
@@ -83,9 +83,9 @@ class SessionDecoder:
                 job = waiting.pop(result.key)
                 yield self.prompts.completion(job, result.tokens, ended=result.reason == "stop", seconds=result.seconds)
         except ValueError as refused:
-            if self.compile != "on":
+            if self.compile not in ("on", "max"):
                 raise
-            raise UserError(f"--compile on: {refused}") from refused
+            raise UserError(f"--compile {self.compile}: {refused}") from refused
 
     def _request(self, job: Job) -> Request:
         """The job as the session takes it, its random numbers from their beginning."""

@@ -114,7 +114,7 @@ def test_what_takes_several_trips_is_generated(
     assert len(texts_of(engine, requests(PROMPTS))) == len(PROMPTS)
     with pytest.raises(UserError, match=f"--decoder session: .*{found}.*use --decoder generate"):
         open_engine(model, decoder="session")
-    with pytest.raises(UserError, match="--compile on has no effect with the decoder generate"):
+    with pytest.raises(UserError, match="--compile on has no effect with decoder generate"):
         open_engine(model, compile="on")
 
 
@@ -125,7 +125,7 @@ def test_other_architectures_are_generated(tmp_path: Path, open_engine: Callable
         open_engine(model, decoder="session")
 
 
-@pytest.mark.parametrize("compile", ["auto", "on", "off"])
+@pytest.mark.parametrize("compile", ["auto", "on", "max", "off"])
 def test_compile_is_the_sessions(
     folder: Path, open_engine: Callable[..., HFEngine], monkeypatch: pytest.MonkeyPatch, compile: str
 ) -> None:

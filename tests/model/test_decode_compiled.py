@@ -71,9 +71,9 @@ def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("loops", [1, 3], ids="R{}".format)
 def test_eager_with_its_kernel_and_weights(loops: int) -> None:
-    fast = fast_step(step_of(loops=loops))
+    fast = fast_step(step_of(plt_num_loops=loops))
     assert fast.about == "eager, reordered weights, C++ attention"
-    agree(fast, step_of(loops=loops))
+    agree(fast, step_of(plt_num_loops=loops))
 
 
 @pytest.mark.usefixtures("no_kernel")
@@ -141,9 +141,9 @@ def test_what_cannot_be_compiled_is_said() -> None:
 
 def test_compiled() -> None:
     """One bucket of the smallest model, 15 seconds: the other forms are in the slow tests."""
-    fast = fast_step(step_of(loops=2, dtype=torch.bfloat16), compile="on")
+    fast = fast_step(step_of(plt_num_loops=2, dtype=torch.bfloat16), compile="on")
     assert fast.about == "compiled, C++ attention"
-    plain = step_of(loops=2, dtype=torch.bfloat16)
+    plain = step_of(plt_num_loops=2, dtype=torch.bfloat16)
     one, other = filled(plain), filled(plain)
     rows = [[i % 7, 3 + i, 2] for i in range(8)]
     expected, found = write(plain, one, rows), write(fast, other, rows)
@@ -160,10 +160,10 @@ def test_compiled() -> None:
 def test_compiled_is_the_step(loops: int, kernel: bool, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if not kernel:
         monkeypatch.setattr(FastStep, "_take_kernel", lambda _: False)
-    fast = fast_step(step_of(loops=loops), compile=mode)
-    agree(fast, step_of(loops=loops))
+    fast = fast_step(step_of(plt_num_loops=loops), compile=mode)
+    agree(fast, step_of(plt_num_loops=loops))
     fast.release()
-    agree(fast, step_of(loops=loops))
+    agree(fast, step_of(plt_num_loops=loops))
     assert len(fast.compiled) == 1
 
 
@@ -185,7 +185,7 @@ def test_a_text_that_crosses_buckets() -> None:
 @pytest.mark.parametrize("mode", ["auto", "off"])
 def test_graphs_are_the_step(mode: str) -> None:
     device = "cuda"
-    plain, fast = (step_of(loops=3).to(device), fast_step(step_of(loops=3).to(device), compile=mode))
+    plain, fast = (step_of(plt_num_loops=3).to(device), fast_step(step_of(plt_num_loops=3).to(device), compile=mode))
     caches = [
         StaticCache(plain.config, slots=4, capacity=CAPACITY, dtype=torch.float32, device=device) for _ in range(2)
     ]

@@ -1,0 +1,72 @@
+"""The two attentions of a PLT through torch's FlexAttention: one fused kernel, told by blocks which keys count.
+
+The blocks are counted out, never searched for in an S x T mask: a query block of 128 positions reads the key blocks
+from its first query's window (or from the start) to its last query, and compares positions only where it must.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+BLOCK = 128
+"""Positions in a block."""
+
+
+def attend(
+    q_BHSK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, key_mask_BT: Tensor | None = None, *, window: int | None = None
+) -> Tensor:
+    """softmax(q k^T / sqrt(K)) v of the last S of T positions -> [B, H, S, K], over all positions up to the query's
+    or, with a window, over it and `window` before it; masks as :func:`plt_model.attention_plt.causal_attention`.
+
+    Compiled at the first call. Raises whatever the compiler raises for a device that FlexAttention does not serve.
+    """
+    queries, keys = q_BHSK.shape[2], k_BGTK.shape[2]
+    blocks = _blocks(queries, keys, window, q_BHSK.device, _seen(keys - queries, window, key_mask_BT))
+    out: Tensor = _compiled()(q_BHSK, k_BGTK, v_BGTK, block_mask=blocks, enable_gqa=q_BHSK.shape[1] != k_BGTK.shape[1])
+    return out
+
+
+@functools.cache
+def _compiled() -> Callable[..., Tensor]:
+    run: Callable[..., Tensor] = torch.compile(flex_attention, dynamic=False)
+    return run
+
+
+def _seen(offset: int, window: int | None, key_mask_BT: Tensor | None) -> Callable[[Any, Any, Any, Any], Tensor]:
+    """Whether a query sees a key, by their places."""
+
+    def seen(b: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        position = query + offset
+        found = key <= position
+        if window is not None:
+            found = found & (key >= position - window)
+        if key_mask_BT is not None:
+            found = (found & key_mask_BT[b, key]) | (key == position)
+        return found
+
+    return seen
+
+
+def _blocks(
+    queries: int, keys: int, window: int | None, device: torch.device, seen: Callable[[Any, Any, Any, Any], Tensor]
+) -> BlockMask:
+    """Which key blocks each query block reads: numbers [1, 1, Q] and indices [1, 1, Q, K] for Q and K blocks."""
+    offset, rows, columns = keys - queries, -(-queries // BLOCK), -(-keys // BLOCK)
+    first_query = torch.arange(rows, device=device) * BLOCK + offset
+    last_query = (first_query + BLOCK - 1).clamp(max=keys - 1)
+    first = torch.zeros_like(first_query) if window is None else (first_query - window).clamp(min=0) // BLOCK
+    counts = last_query // BLOCK - first + 1
+    indices = (first[:, None] + torch.arange(columns, device=device)).clamp(max=columns - 1)
+    return BlockMask.from_kv_blocks(
+        counts[None, None].int(),
+        indices[None, None].int().contiguous(),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=seen,
+        seq_lengths=(queries, keys),
+    )
