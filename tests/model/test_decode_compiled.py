@@ -159,7 +159,7 @@ def test_compiled() -> None:
 @pytest.mark.parametrize("loops", [1, 3], ids="R{}".format)
 def test_compiled_is_the_step(loops: int, kernel: bool, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if not kernel:
-        monkeypatch.setattr(FastStep, "_take_kernel", lambda _: False)
+        monkeypatch.setattr(FastStep, "_take_kernel", lambda _: None)
     fast = fast_step(step_of(plt_num_loops=loops), compile=mode)
     agree(fast, step_of(plt_num_loops=loops))
     fast.release()

@@ -12,9 +12,12 @@ from plt_cases import EXACT, MODES, assert_close, build, gap, quick, row, tiny, 
 from torch import Tensor
 
 from plt_model import PLTCache, PLTForCausalLM
+from plt_model.decode.baselines import SequentialTrips
 from plt_model.decode.cache import StaticCache
 from plt_model.decode.prefill import read_prompt
 from plt_model.decode.step import DecodeStep
+from plt_model.kernels.gswa_decode import gswa_decode
+from plt_model.kernels.gswa_decode.cpu import load
 
 
 class Texts:
@@ -302,3 +305,23 @@ def test_adopt_refuses_what_does_not_fit() -> None:
         held.model(torch.tensor([tokens(3), tokens(3, seed=1)]), past_key_values=pair, use_cache=True)
     with pytest.raises(ValueError, match="a slot takes one sequence, found 2"):
         held.cache.adopt(0, pair)
+
+
+@pytest.mark.parametrize("loops", [1, 3], ids="R{}".format)
+@pytest.mark.parametrize("kernel", ["triton", "c++"])
+def test_the_kernels_are_what_the_step_asks_for(kernel: str, loops: int) -> None:
+    """The Triton one in its interpreter, or on a GPU; windows, slots of unequal lengths, two baselines' calls too."""
+    settings = tiny(plt_num_loops=loops)
+    plain, fast = (DecodeStep(build(settings, backend="sdpa").float()) for _ in range(2))
+    fast.attend = gswa_decode if kernel == "triton" else load()
+    caches = []
+    for step in (plain, fast):
+        cache = StaticCache(step.config, slots=2, capacity=24, dtype=torch.float32, device="cpu")
+        for slot, length in enumerate((9, 1)):
+            cache.adopt(slot, read_prompt(step.model, row(tokens(length, seed=slot)))[0])
+        caches.append(cache)
+    for make in (lambda step: step, SequentialTrips):
+        for i in range(3):
+            new = torch.tensor([i, 7 - i])
+            expected, found = make(plain)(caches[0], new, 24), make(fast)(caches[1], new, 24)
+            torch.testing.assert_close(found, expected, rtol=0, atol=5e-5)

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch._inductor import config as inductor_config
 
+from ..configuration_plt import PLTConfig
 from ..kernels import KernelUnavailable
+from ..kernels.gswa_decode import LARGEST_HEAD, MOST_ROWS, gswa_decode
 from ..kernels.gswa_decode.cpu import load
 from .step import DecodeStep, Packed
 
@@ -80,7 +82,7 @@ class FastStep:
         self.tuned = compile == "max" or (self.required and not self.on_gpu and dtype == torch.float32)
         self.compiled: dict[tuple[int, ...], Step] = {}
         self.graphs: dict[tuple[int, ...], Step] = {}
-        self.kernel = not self.on_gpu and self._take_kernel()
+        self.kernel = self._take_kernel()
         self.about = "compiled" if self.compiling else "eager"
         if self.tuned:
             self.about += " and tuned"
@@ -92,7 +94,7 @@ class FastStep:
         elif not self.compiling and self._reorder():
             self.about += ", reordered weights"
         if self.kernel:
-            self.about += ", C++ attention"
+            self.about += f", {self.kernel} attention"
 
     def reach(self, tokens: int, capacity: int) -> int:
         """How far a step must look for slots of up to `tokens` tokens, the new one included."""
@@ -143,17 +145,23 @@ class FastStep:
             return self.step
         return run
 
-    def _take_kernel(self) -> bool:
-        """Whether the step's attention is the CPU kernel, which is built where it never was."""
+    def _take_kernel(self) -> str | None:
+        """The language of the kernel that the step's attention is from now on: on a CPU C++, built where it never was;
+        on a GPU Triton, for models whose attention is `triton`. None: it stays torch's."""
         step = _inner(self.step)
         if not isinstance(step, DecodeStep) or next(step.parameters()).dtype not in KERNEL_DTYPES:
-            return False
+            return None
+        if self.on_gpu:
+            if step.config._attn_implementation != "triton" or not _few_enough(step.config):
+                return None
+            step.attend = gswa_decode
+            return "Triton"
         try:
             step.attend = load()
         except KernelUnavailable as missing:
             self.notify(f"{missing}; going on with torch's attention")
-            return False
-        return True
+            return None
+        return "C++"
 
     def _reorder(self) -> bool:
         size = sum(weight.nbytes for weight in self.step.parameters())
@@ -172,6 +180,14 @@ def _onednn_takes(dtype: torch.dtype) -> bool:
     onednn = torch.ops.mkldnn
     halves = {torch.bfloat16: onednn._is_mkldnn_bf16_supported, torch.float16: onednn._is_mkldnn_fp16_supported}
     return dtype == torch.float32 or (dtype in halves and bool(halves[dtype]()))
+
+
+def _few_enough(config: PLTConfig) -> bool:
+    """Whether the Triton kernel holds the rows and heads of this model."""
+    assert config.num_key_value_heads is not None
+    assert config.head_dim is not None
+    rows = config.plt_num_loops * config.num_attention_heads // config.num_key_value_heads
+    return rows <= MOST_ROWS and config.head_dim <= LARGEST_HEAD
 
 
 def _inner(step: nn.Module) -> nn.Module:
