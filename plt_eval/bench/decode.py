@@ -2,7 +2,6 @@
 
     R=1                   one pass of the same weights through the same step: what the others are compared with
     R                     the step of `plt_model.decode`: R passes as rows of one trip
-    R=1, tuned            with --compile on: the same with --compile max, the fastest that we know R=1 to be
     R, trips              the same model and cache, one trip a pass
     R, looped             the standard looped transformer on the same weights: a trip and a full KV cache a pass
     Llama generate()      transformers' own at R=1, on the same tensors
@@ -35,7 +34,7 @@ from plt_model.decode.compiled import FastStep, fast_step
 from plt_model.decode.prefill import read_prompt
 from plt_model.decode.step import DecodeStep
 
-BASELINES = ("tuned", "trips", "looped", "llama")
+BASELINES = ("trips", "looped", "llama")
 
 GATE_PROMPT = 640
 """Tokens of the longest text that gates read (less where the context is shorter); the other slots' are shorter."""
@@ -122,9 +121,6 @@ def make_subjects(setup: Setup, settings: DecodeSettings) -> Iterator[Decoder | 
     steps = {loops: DecodeStep(setup.family.model(loops)) for loops in setup.loops}
     for loops, step in steps.items():
         yield Decoder(f"R={loops}", step, step.model, loops, trips=1, compile=settings.compile)
-    if "tuned" in settings.baselines and settings.compile == "on":
-        lone = DecodeStep(setup.family.model(1))
-        yield Decoder("R=1, tuned", lone, lone.model, 1, trips=1, compile="max")
     for loops, step in steps.items():
         if loops > 1 and "trips" in settings.baselines:
             yield Decoder(

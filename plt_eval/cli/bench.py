@@ -16,7 +16,6 @@ class Compile(StrEnum):
 
     auto = "auto"
     on = "on"
-    max = "max"
     off = "off"
 
 
@@ -39,9 +38,7 @@ Batch = Annotated[str, typer.Option(help="Texts side by side, as 1 or 1,8.")]
 Attention = Annotated[str | None, typer.Option(help="Attention implementation (default: the model's choice).")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write everything, all rounds too, to this file.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of weights.")]
-CompileOption = Annotated[
-    Compile, typer.Option("--compile", help="Compile the decode step (max: and try out its matrix products).")
-]
+CompileOption = Annotated[Compile, typer.Option("--compile", help="Compile the decode step.")]
 
 RED = 1
 """The exit code when a gate was red."""
@@ -57,7 +54,7 @@ def decode(
     tokens: Annotated[int, typer.Option(min=1, help="New tokens of each text a round.")] = 32,
     rounds: Rounds = 5,
     baselines: Annotated[
-        str, typer.Option(help="all, none, or some of tuned,trips,looped,llama: see the module plt_eval.bench.decode.")
+        str, typer.Option(help="all, none, or some of trips,looped,llama: see the module plt_eval.bench.decode.")
     ] = "all",
     dtype: Type = Dtype.auto,
     device: Place = Device.auto,

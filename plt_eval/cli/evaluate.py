@@ -192,7 +192,7 @@ def parse_batch_size(text: str | None) -> Any:
     """--batch-size: "auto", or a number from 1. Raises UserError."""
     if text is None or text == "auto":
         return "auto"
-    if not re.fullmatch(r"[1-9]\d{0,5}", text):
+    if not re.fullmatch(r"[1-9][0-9]{0,17}", text):
         raise UserError(f'--batch-size {text!r}: expected "auto" or a number from 1')
     return int(text)
 

@@ -76,11 +76,10 @@ class Attention(StrEnum):
 
 
 class Compile(StrEnum):
-    """Whether the decoding step is compiled (max: and its matrix products tried out)."""
+    """Whether the decoding step is compiled."""
 
     auto = "auto"
     on = "on"
-    max = "max"
     off = "off"
 
 

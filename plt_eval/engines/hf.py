@@ -72,7 +72,7 @@ class HFEngine:
         label: str | None = None,
         decoder: Literal["auto", "session", "generate"] = "auto",
         attention: str = "auto",
-        compile: Literal["auto", "on", "max", "off"] = "auto",
+        compile: Literal["auto", "on", "off"] = "auto",
         notify: Callable[[str], None] = print,
     ) -> None:
         transformers_logging.disable_progress_bar()
@@ -153,9 +153,7 @@ class HFEngine:
             raise UserError("--chat-template on: the tokenizer has no chat template")
         return has and wanted != "off"
 
-    def _decide_decoder(
-        self, wanted: str, compile: Literal["auto", "on", "max", "off"]
-    ) -> SessionDecoder | GenerateDecoder:
+    def _decide_decoder(self, wanted: str, compile: Literal["auto", "on", "off"]) -> SessionDecoder | GenerateDecoder:
         config = self.model.config
         one_trip = self.is_plt and config.one_trip_decode
         if wanted == "session" and not self.is_plt:
@@ -167,8 +165,8 @@ class HFEngine:
             )
         if one_trip and wanted != "generate":
             return SessionDecoder(self.model, self.prompts, self.batch, compile=compile, notify=self.notify)
-        if compile in ("on", "max"):
-            raise UserError(f"--compile {compile} has no effect with decoder generate: it belongs to session")
+        if compile == "on":
+            raise UserError("--compile on has no effect with decoder generate: it belongs to session")
         return GenerateDecoder(self.model, self.prompts, self.batch)
 
     def identity(self) -> Mapping[str, Any]:

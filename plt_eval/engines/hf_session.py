@@ -40,7 +40,7 @@ class SessionDecoder:
         prompts: Prompts,
         batch: BatchSize,
         *,
-        compile: Literal["auto", "on", "max", "off"] = "auto",
+        compile: Literal["auto", "on", "off"] = "auto",
         notify: Callable[[str], None] = print,
     ) -> None:
         self.model, self.prompts, self.batch = model, prompts, batch
@@ -64,7 +64,8 @@ class SessionDecoder:
         again in half the slots. Raises UserError when memory runs out for good."""
         waiting = {job.id: job for job in jobs}
         while waiting:
-            self.session.slots = self._slots(waiting)
+            session = self.session  # made first: what it holds of the weights is not free for slots
+            session.slots = self._slots(waiting)
             with self.batch.guard(self.session.slots):
                 yield from self._run(waiting)
                 return
@@ -83,9 +84,9 @@ class SessionDecoder:
                 job = waiting.pop(result.key)
                 yield self.prompts.completion(job, result.tokens, ended=result.reason == "stop", seconds=result.seconds)
         except ValueError as refused:
-            if self.compile not in ("on", "max"):
+            if self.compile != "on":
                 raise
-            raise UserError(f"--compile {self.compile}: {refused}") from refused
+            raise UserError(f"--compile on: {refused}") from refused
 
     def _request(self, job: Job) -> Request:
         """The job as the session takes it, its random numbers from their beginning."""

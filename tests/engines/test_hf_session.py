@@ -125,7 +125,7 @@ def test_other_architectures_are_generated(tmp_path: Path, open_engine: Callable
         open_engine(model, decoder="session")
 
 
-@pytest.mark.parametrize("compile", ["auto", "on", "max", "off"])
+@pytest.mark.parametrize("compile", ["auto", "on", "off"])
 def test_compile_is_the_sessions(
     folder: Path, open_engine: Callable[..., HFEngine], monkeypatch: pytest.MonkeyPatch, compile: str
 ) -> None:

@@ -22,9 +22,14 @@ from ..configuration_plt import PLTConfig
 from ..kernels import KernelUnavailable
 from ..kernels.gswa_decode import LARGEST_HEAD, MOST_ROWS, gswa_decode
 from ..kernels.gswa_decode.cpu import load
-from .step import DecodeStep, Packed
+from .step import DecodeStep
 
-MODES = ("auto", "on", "max", "off")
+MODES = ("auto", "on", "off")
+
+FEW_ROWS = 4
+"""Rows of a 16-bit matrix product on a CPU that the compiler's own loops take faster than oneDNN does: they read the
+weights as fast as the memory gives them, and calculate in float32 (39M parameters, two threads: 2.3 and 3.1 ms a step
+of one row, 2.9 and 3.5 of four, but 9.6 and 5.7 of eight)."""
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -57,8 +62,7 @@ def reach_bucket(tokens: int, capacity: int) -> int:
 def fast_step(step: nn.Module, *, compile: str = "auto", notify: Callable[[str], None] = lambda _: None) -> FastStep:
     """The fast form of a DecodeStep (or of a baseline that is called alike), for the device its model is on.
 
-    compile "on" compiles each bucket: on a CPU some 20 seconds each, for steps in half the time; "max" also lets the
-    compiler try out matrix products, which takes twice as long and pays most for one loop; "off" does not compile;
+    compile "on" compiles each bucket: on a CPU some 20 seconds each, for steps in half the time; "off" does not;
     "auto" does on a GPU, where fewer kernels are launched, and not on a CPU. `notify` hears what was chosen. The
     weights are taken as they are now: a step that is compiled or reordered does not see them change.
     Raises ValueError for another mode, and at the first call when "on" cannot be had.
@@ -75,20 +79,12 @@ class FastStep:
         self.step, self.notify = step, notify
         self.device = next(step.parameters()).device
         self.on_gpu = self.device.type == "cuda"
-        self.required = compile in ("on", "max")
+        self.required = compile == "on"
         self.compiling = self.required or (compile == "auto" and self.on_gpu)
-        # Compiled float32 would go to a library that is slow on other makers' processors: on a CPU it is always tuned.
-        dtype = next(step.parameters()).dtype
-        self.tuned = compile == "max" or (self.required and not self.on_gpu and dtype == torch.float32)
         self.compiled: dict[tuple[int, ...], Step] = {}
         self.graphs: dict[tuple[int, ...], Step] = {}
         self.kernel = self._take_kernel()
         self.about = "compiled" if self.compiling else "eager"
-        if self.tuned:
-            self.about += " and tuned"
-            for packed in self.step.modules():
-                if isinstance(packed, Packed):
-                    packed.fewest = 1
         if self.on_gpu:
             self.about += ", CUDA graphs"
         elif not self.compiling and self._reorder():
@@ -132,7 +128,7 @@ class FastStep:
         _rehearse(self.step, cache, tokens_n, reach)  # what a first step makes for all others is not to be compiled
         if not self.compiling:
             return self.step
-        run = _compiled(self.step, frozen=not self.on_gpu, tuned=self.tuned)
+        run = _compiled(self.step, {} if self.on_gpu else self._cpu_options(len(tokens_n)))
         try:
             with inductor_config.patch(freezing=not self.on_gpu):  # dynamo asks the setting itself, not its options
                 _rehearse(run, cache, tokens_n, reach)
@@ -141,9 +137,20 @@ class FastStep:
             if self.required:
                 raise ValueError(f"{what}; go without (compile off)") from error
             self.notify(f"{what}; going on without")
-            self.compiling, self.about = False, "eager, CUDA graphs"
+            self.compiling, self.about = False, self.about.replace("compiled", "eager")
             return self.step
         return run
+
+    def _cpu_options(self, slots: int) -> dict[str, Any]:
+        """Weights as constants, packed as the products read them; and who computes the products."""
+        step, dtype = self.step, next(self.step.parameters()).dtype
+        rows = slots * (step.config.plt_num_loops if isinstance(step, DecodeStep) else 1)
+        options: dict[str, Any] = {"freezing": True, "cpp_wrapper": True}  # a call from Python costs as much as a loop
+        if dtype == torch.float32:  # it would go to a library that is slow on other makers' processors
+            options |= {"max_autotune": True, "max_autotune_gemm_backends": "ATEN,CPP"}
+        elif rows <= FEW_ROWS:
+            options |= {"max_autotune": True, "max_autotune_gemm_backends": "CPP"}
+        return options
 
     def _take_kernel(self) -> str | None:
         """The language of the kernel that the step's attention is from now on: on a CPU C++, built where it never was;
@@ -196,7 +203,7 @@ def _inner(step: nn.Module) -> nn.Module:
     return inner
 
 
-def _compiled(step: nn.Module, *, frozen: bool, tuned: bool) -> Step:
+def _compiled(step: nn.Module, options: dict[str, Any]) -> Step:
     """`step` compiled for one bucket. It checks nothing when it is called: a bucket's key says all that may differ, and
     walking through every layer's attributes takes as long as a layer. So it has code of its own, for torch keeps what
     it compiled beside the code."""
@@ -206,14 +213,7 @@ def _compiled(step: nn.Module, *, frozen: bool, tuned: bool) -> Step:
         return logits
 
     own = types.FunctionType(run.__code__.replace(), run.__globals__, "run", None, run.__closure__)
-    options: dict[str, Any] = {
-        "freezing": frozen,
-        "cpp_wrapper": frozen,  # a call from Python costs as much as a small loop
-        "max_autotune": tuned,
-        "guard_filter_fn": lambda guards: [False] * len(guards),
-    }
-    if frozen:
-        options["max_autotune_gemm_backends"] = "ATEN,CPP"
+    options = options | {"guard_filter_fn": lambda guards: [False] * len(guards)}
     return torch.compile(own, fullgraph=True, dynamic=False, options=options)
 
 

@@ -23,9 +23,9 @@ from ..modeling_plt import PLTDecoderLayer, PLTForCausalLM
 from .cache import StaticCache
 
 FEWEST_ROWS = 4
-"""Rows of a matrix product on a CPU; fewer are padded with zeros. oneDNN reads the weights more slowly for 1 and 2 rows
-than for 4 (39M parameters, bfloat16, two threads: 4.7, 4.5 and 3.7 ms a step): one loop alone would look slower than it
-need be, and loops cheaper."""
+"""Rows of a matrix product of an eager step on a CPU; fewer are padded with zeros. oneDNN reads the weights more slowly
+for 1 and 2 rows than for 4 (39M parameters, bfloat16, two threads: 4.7, 4.5 and 3.7 ms a step): one loop alone would
+look slower than it need be, and loops cheaper."""
 
 GROWING_ROPE = ("dynamic", "longrope")
 """Kinds of RoPE whose frequencies change as a text grows."""
@@ -56,7 +56,7 @@ class DecodeStep(nn.Module):
         """Keep each weight once more in the order that oneDNN reads fastest (about half the time a step on a CPU, for
         as much memory again). A compiled step does so by itself and has no use for these."""
         for module in self.modules():
-            if isinstance(module, Packed):
+            if isinstance(module, _Packed):
                 module.reordered = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), FEWEST_ROWS)
 
     @torch.no_grad()
@@ -246,21 +246,19 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
-class Packed(nn.Module):
+class _Packed(nn.Module):
     """A projection of a few rows. `reordered`: its weight once more as oneDNN likes it, see DecodeStep.reorder."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(weight, requires_grad=False), bias
         self.reordered: Tensor | None = None
-        self.fewest = FEWEST_ROWS
-        """Fewer rows are padded."""
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(0, -2)
         rows = flat.shape[0]
-        if x.device.type == "cpu" and rows < self.fewest:
-            flat = pad(flat, (0, 0, 0, self.fewest - rows))
+        if x.device.type == "cpu" and rows < FEWEST_ROWS and not torch.compiler.is_compiling():
+            flat = pad(flat, (0, 0, 0, FEWEST_ROWS - rows))
         if self.reordered is None or torch.compiler.is_compiling():
             out = linear(flat, self.weight, self.bias)
         else:
@@ -269,7 +267,7 @@ class Packed(nn.Module):
 
 
 @torch.no_grad()
-def _packed(parts: list[nn.Linear]) -> Packed:
+def _packed(parts: list[nn.Linear]) -> _Packed:
     """The projections as one; their weights become views of its weight, so that nothing is held twice, also when
     several models of the same weights are packed."""
     weight = _joined(*(part.weight for part in parts))
@@ -278,7 +276,7 @@ def _packed(parts: list[nn.Linear]) -> Packed:
     for part in parts:
         part.weight.data = weight[first : first + part.out_features]
         first += part.out_features
-    return Packed(weight, bias)
+    return _Packed(weight, bias)
 
 
 def _joined(*parts: Tensor) -> Tensor:
