@@ -7,7 +7,8 @@ from its first query's window (or from the start) to its last query, and compare
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -24,25 +25,40 @@ def attend(
     """softmax(q k^T / sqrt(K)) v of the last S of T positions -> [B, H, S, K], over all positions up to the query's
     or, with a window, over it and `window` before it; masks as :func:`plt_model.attention_plt.causal_attention`.
 
-    Compiled at the first call. Raises whatever the compiler raises for a device that FlexAttention does not serve.
+    Compiled at the first call of a kind (device, type, heads, window, padding or none, gradients or none), some
+    seconds each, and not again for other lengths. Raises whatever the compiler raises for what FlexAttention does not
+    serve.
     """
     queries, keys = q_BHSK.shape[2], k_BGTK.shape[2]
-    blocks = _blocks(queries, keys, window, q_BHSK.device, _seen(keys - queries, window, key_mask_BT))
-    out: Tensor = _compiled()(q_BHSK, k_BGTK, v_BGTK, block_mask=blocks, enable_gqa=q_BHSK.shape[1] != k_BGTK.shape[1])
+    blocks = _blocks(queries, keys, window, q_BHSK.device, _seen(q_BHSK, keys - queries, window, key_mask_BT))
+    shapes = (len(q_BHSK) > 1, q_BHSK.shape[1], k_BGTK.shape[1], q_BHSK.shape[3])
+    kind = (str(q_BHSK.device), q_BHSK.dtype, *shapes, window, key_mask_BT is None, torch.is_grad_enabled())
+    out: Tensor = _compiled(kind)(q_BHSK, k_BGTK, v_BGTK, blocks)
     return out
 
 
 @functools.cache
-def _compiled() -> Callable[..., Tensor]:
-    run: Callable[..., Tensor] = torch.compile(flex_attention, dynamic=False)
-    return run
+def _compiled(_: Hashable) -> Callable[[Tensor, Tensor, Tensor, BlockMask], Tensor]:
+    """One compiled function a kind, each with code of its own: torch counts what it compiles beside the code, and after
+    8 times would write every score out."""
+
+    def run(q: Tensor, k: Tensor, v: Tensor, blocks: BlockMask) -> Tensor:
+        out: Tensor = flex_attention(q, k, v, block_mask=blocks, enable_gqa=q.shape[1] != k.shape[1])
+        return out
+
+    own = types.FunctionType(run.__code__.replace(), run.__globals__, "run")
+    compiled: Callable[[Tensor, Tensor, Tensor, BlockMask], Tensor] = torch.compile(own, dynamic=True, fullgraph=True)
+    return compiled
 
 
-def _seen(offset: int, window: int | None, key_mask_BT: Tensor | None) -> Callable[[Any, Any, Any, Any], Tensor]:
-    """Whether a query sees a key, by their places."""
+def _seen(
+    q: Tensor, offset: int, window: int | None, key_mask_BT: Tensor | None
+) -> Callable[[Any, Any, Any, Any], Tensor]:
+    """Whether a query sees a key, by their places. The offset is a tensor, so that no chunk compiles anew."""
+    shift = torch.full((), offset, device=q.device)
 
     def seen(b: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        position = query + offset
+        position = query + shift
         found = key <= position
         if window is not None:
             found = found & (key >= position - window)

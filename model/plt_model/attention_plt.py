@@ -62,6 +62,8 @@ def _missing(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
             return "the package flash_attn is not installed"
         if device.type != "cuda" or dtype not in HALF:
             return f"it takes float16 and bfloat16 on a GPU, not {_short(dtype)} on {device.type!r}"
+    if name == "flex_attention":
+        return _no_compiler(device)
     if name == "triton":
         if dtype not in (*HALF, torch.float32):
             return f"it takes float32, float16 and bfloat16, not {_short(dtype)}"
@@ -73,6 +75,19 @@ def _missing(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
             require_triton(device)
         except KernelUnavailable as unavailable:
             return str(unavailable)
+    return None
+
+
+def _no_compiler(device: torch.device) -> str | None:
+    """What torch.compile lacks here."""
+    if device.type == "cuda":
+        return None if find_spec("triton") else "it is compiled with the package triton, which is not installed"
+    from torch._inductor import cpp_builder, exc
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler:
+        return "it is compiled, and there is no C++ compiler here"
     return None
 
 
@@ -91,7 +106,9 @@ def gated_attention(
     backend: str,
 ) -> Tensor:
     """g * causal_attention(q, shared) + (1 - g) * window_attention(q, own) -> [B, H, S, K], in one kernel where the
-    backend has one."""
+    backend has one: `triton`, for all types but float64 and heads up to 256."""
+    q_BHSK, *shared_and_own = _as_autocast(q_BHSK, *shared, *own)
+    shared, own = (shared_and_own[0], shared_and_own[1]), (shared_and_own[2], shared_and_own[3])
     if _triton_serves(backend, q_BHSK):
         from plt_model.kernels.gswa_prefill import gswa
 
@@ -116,6 +133,7 @@ def causal_attention(
     `key_mask_BT` is False at padding, which no other position may see (a padded query still sees itself, so that its
     unused result is finite).
     """
+    q_BHSK, k_BGTK, v_BGTK = _as_autocast(q_BHSK, k_BGTK, v_BGTK)
     queries, keys = q_BHSK.shape[2], k_BGTK.shape[2]
     if backend == "eager":
         return _eager(
@@ -130,7 +148,7 @@ def causal_attention(
         from plt_model.kernels.gswa_prefill import causal
 
         return causal(q_BHSK, k_BGTK, v_BGTK, key_mask_BT=key_mask_BT)
-    if _flex_serves(backend, q_BHSK):
+    if _flex_serves(backend, q_BHSK, key_mask_BT):
         return _flex(q_BHSK, k_BGTK, v_BGTK, key_mask_BT, None)
     if _flash_serves(backend, q_BHSK, key_mask_BT):
         return _flash(q_BHSK, k_BGTK, v_BGTK, window=-1)
@@ -153,13 +171,14 @@ def window_attention(
 
     T may be anything from S to S + w: the keys before the first query are what a cache kept.
     """
+    q_BHSK, k_BGTK, v_BGTK = _as_autocast(q_BHSK, k_BGTK, v_BGTK)
     queries, keys = q_BHSK.shape[2], k_BGTK.shape[2]
     if backend == "eager":
         mask = _mask(0, queries, keys - queries, 0, keys, window, key_mask_BT, q_BHSK.device)
         return _eager(q_BHSK, k_BGTK, v_BGTK, mask)
     if key_mask_BT is None and queries == 1 and keys <= window + 1:
         return attend_all(q_BHSK, k_BGTK, v_BGTK, backend=backend)
-    if _flex_serves(backend, q_BHSK):
+    if _flex_serves(backend, q_BHSK, key_mask_BT):
         return _flex(q_BHSK, k_BGTK, v_BGTK, key_mask_BT, window)
     if _flash_serves(backend, q_BHSK, key_mask_BT):
         return _flash(q_BHSK, k_BGTK, v_BGTK, window)
@@ -185,14 +204,28 @@ def attend_all(
     return out.reshape(batch, heads, rows, size)
 
 
+def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """All in the type that autocast computes in, where it is on: queries and keys come out of their rotation in
+    float32, values do not, and kernels take one type."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64:
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(tensor.to(dtype) for tensor in tensors)
+
+
 def _triton_serves(backend: str, q_BHSK: Tensor) -> bool:
     return backend == "triton" and q_BHSK.dtype in (*HALF, torch.float32) and q_BHSK.shape[3] <= 256
 
 
-def _flex_serves(backend: str, q_BHSK: Tensor) -> bool:
-    """One query alone is quicker without; on a CPU FlexAttention has no backward pass."""
-    training = torch.is_grad_enabled() and q_BHSK.requires_grad
-    return backend == "flex_attention" and q_BHSK.shape[2] > 1 and (q_BHSK.is_cuda or not training)
+def _flex_serves(backend: str, q_BHSK: Tensor, key_mask_BT: Tensor | None) -> bool:
+    """One query alone is quicker without. On a CPU FlexAttention has no backward pass, and the C++ that torch 2.13
+    writes for padding of varying lengths does not compile; on a GPU it takes no float64 and no heads below 16."""
+    if backend != "flex_attention" or q_BHSK.shape[2] == 1:
+        return False
+    if q_BHSK.is_cuda:
+        return q_BHSK.dtype in (*HALF, torch.float32) and q_BHSK.shape[3] >= 16
+    return key_mask_BT is None and not (torch.is_grad_enabled() and q_BHSK.requires_grad)
 
 
 def _flex(q_BHSK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, key_mask_BT: Tensor | None, window: int | None) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 from plt_cases import build, row, tiny, tokens
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from triton_interpreter import DEVICE
 
-from plt_model import PLTForCausalLM
+from plt_model import PLTForCausalLM, attention_flex
 from plt_model.attention_plt import BACKENDS, causal_attention, chosen, gated_attention, window_attention
 from plt_model.decode.prefill import read_prompt
 
@@ -21,13 +22,17 @@ FUSED = ("flex_attention", "triton")
 
 
 def model(backend: str, **settings: Any) -> PLTForCausalLM:
-    return build(tiny(**settings), backend=backend).float()
+    return build(tiny(**settings), backend=backend).float().to(DEVICE)
+
+
+def text(count: int, *, seed: int = 0) -> Tensor:
+    return row(tokens(count, seed=seed)).to(DEVICE)
 
 
 @pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("loops", [1, 3], ids="R{}".format)
 def test_logits_are_those_of_eager(backend: str, loops: int) -> None:
-    ids = row(tokens(29))
+    ids = text(29)
     with torch.no_grad():
         expected, found = (model(name, plt_num_loops=loops)(ids, use_cache=False).logits for name in ("eager", backend))
     torch.testing.assert_close(found, expected, rtol=0, atol=CLOSE)
@@ -35,7 +40,7 @@ def test_logits_are_those_of_eager(backend: str, loops: int) -> None:
 
 @pytest.mark.parametrize("backend", FUSED)
 def test_padding_is_seen_by_nobody(backend: str) -> None:
-    ids = torch.cat([row(tokens(21)), row(tokens(21, seed=5))])
+    ids = torch.cat([text(21), text(21, seed=5)])
     mask = torch.ones_like(ids)
     mask[1, :8] = 0
     with torch.no_grad():
@@ -48,7 +53,7 @@ def test_padding_is_seen_by_nobody(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", FUSED)
 def test_a_prompt_in_chunks(backend: str) -> None:
-    ids = row(tokens(30))
+    ids = text(30)
     with torch.no_grad():
         expected = model("eager", plt_num_loops=3)(ids, use_cache=False).logits[:, -1]
     _, found = read_prompt(model(backend, plt_num_loops=3), ids, chunk=7)
@@ -58,7 +63,7 @@ def test_a_prompt_in_chunks(backend: str) -> None:
 @pytest.mark.parametrize("backend", FUSED)
 def test_gradients_are_those_of_eager(backend: str) -> None:
     """FlexAttention has none on a CPU: there sdpa takes over."""
-    ids = row(tokens(18))
+    ids = text(18)
     gradients = []
     for name in ("eager", backend):
         one = model(name, plt_num_loops=3)
@@ -69,15 +74,57 @@ def test_gradients_are_those_of_eager(backend: str) -> None:
         torch.testing.assert_close(gradients[1][key], expected, rtol=1e-4, atol=CLOSE, msg=key)
 
 
-@pytest.mark.parametrize(("queries", "keys", "window"), [(300, 300, 64), (130, 300, 5), (1, 40, 64), (257, 260, 300)])
-def test_flex_blocks_at_odd_sizes(queries: int, keys: int, window: int) -> None:
+@pytest.mark.parametrize("backend", FUSED)
+def test_autocast_gives_the_kernels_one_type(backend: str) -> None:
+    """Rotated queries and keys are float32 there, values are bfloat16."""
+    ids, found = text(18), []
+    for name in ("sdpa", backend):
+        one = model(name, plt_num_loops=2)
+        with torch.autocast(DEVICE, torch.bfloat16):
+            loss = one(ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        found.append((loss.detach(), one.model.layers[0].self_attn.v_proj.weight.grad))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=2e-2, atol=0)
+    apart = (found[1][1] - found[0][1]).norm() / found[0][1].norm()
+    assert apart < 0.05
+
+
+def test_sdpa_serves_what_the_kernels_do_not() -> None:
     generator = torch.Generator().manual_seed(0)
-    q, k, v = (
-        torch.randn(1, heads, size, 16, generator=generator) for heads, size in ((4, queries), (2, keys), (2, keys))
-    )
-    for attention, more in ((causal_attention, {}), (window_attention, {"window": window})):
-        expected, found = (attention(q, k, v, backend=name, **more) for name in ("eager", "flex_attention"))
-        torch.testing.assert_close(found, expected, rtol=0, atol=CLOSE)
+    q, k, v = (torch.randn(1, heads, 9, 8, generator=generator, dtype=torch.float64) for heads in (4, 2, 2))
+    gate = torch.rand(1, 4, 9, dtype=torch.float64)
+    expected, found = (gated_attention(q, (k, v), (v, k), gate, window=3, backend=name) for name in ("eager", "triton"))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def flex_inputs(queries: int, keys: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(queries)
+    sides = ((4, queries), (2, keys), (2, keys))
+    return [torch.randn(1, heads, size, 16, generator=generator).to(DEVICE) for heads, size in sides]
+
+
+@pytest.mark.filterwarnings("error:flex_attention called without torch.compile")
+@pytest.mark.parametrize("window", [5], ids="window-{}".format)
+def test_flex_at_many_lengths(window: int | None) -> None:
+    """More of them than torch would compile one by one before it goes on without a kernel."""
+    sizes = [(300, 300), (130, 300), (257, 260), *[(7, 7 * chunk) for chunk in range(1, 10)]]
+    for size in sizes:
+        q, k, v = flex_inputs(*size)
+        if window is None:
+            expected, found = (causal_attention(q, k, v, backend=name) for name in ("eager", "flex_attention"))
+        else:
+            expected, found = (
+                window_attention(q, k, v, window=window, backend=name) for name in ("eager", "flex_attention")
+            )
+        torch.testing.assert_close(found, expected, rtol=0, atol=CLOSE, msg=lambda text, size=size: f"{size}: {text}")
+
+
+def test_flex_reads_the_blocks_in_reach_alone() -> None:
+    q = flex_inputs(1000, 1000)[0]
+    blocks = attention_flex._blocks(1000, 1000, 64, q.device, attention_flex._seen(q, 0, 64, None))
+    assert blocks.kv_num_blocks.flatten().tolist() == [1, *[2] * 7]
+    full = attention_flex._blocks(1000, 1000, None, q.device, attention_flex._seen(q, 0, None, None))
+    assert full.kv_num_blocks.flatten().tolist() == list(range(1, 9))
 
 
 class NothingSquare(TorchDispatchMode):
@@ -106,7 +153,23 @@ def test_a_long_prompt_builds_nothing_square(chunk: int | None) -> None:
     side = 1500
     one = model("sdpa", plt_num_loops=2)
     with NothingSquare(side), torch.no_grad():
-        read_prompt(one, row(tokens(side)), chunk=chunk)
+        read_prompt(one, text(side), chunk=chunk)
+
+
+def test_flex_builds_nothing_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All around the compiled kernel, which the watch would keep from being compiled."""
+    monkeypatch.setattr(attention_flex, "_compiled", lambda _: lambda q, *_: q)
+    side = 1500
+    one = model("flex_attention", plt_num_loops=2)
+    with NothingSquare(side), torch.no_grad():
+        read_prompt(one, text(side), chunk=None)
+
+
+def test_triton_builds_nothing_square() -> None:
+    side = 200
+    one = model("triton", plt_num_loops=2, num_hidden_layers=1, vocab_size=100)
+    with NothingSquare(side), torch.no_grad():
+        read_prompt(one, text(side) % 100, chunk=None)
 
 
 def test_padding_builds_nothing_square() -> None:
