@@ -21,6 +21,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from plt_eval.errors import UserError
 from plt_model import PLTConfig, PLTForCausalLM
+from plt_model.attention_plt import chosen
 from plt_model.loading import load_model
 
 Mode = Literal["plt", "sequential"]
@@ -100,16 +101,16 @@ class Family:
         return sum(weight.numel() for weight in self._base.parameters())
 
     def attention(self, name: str | None) -> str:
-        """Let all models that are made from now on use this implementation (None: their own choice), and say which it
+        """Let all models that are made from now on use this implementation (None: the fastest here), and say which it
         is. Raises UserError for one that this machine or model cannot run."""
-        if name is not None:
-            try:
-                self._base.set_attn_implementation(name)
-                with torch.no_grad():
-                    self.model(2)(torch.zeros(1, 2, dtype=torch.long, device=self.device), use_cache=False)
-            except (ValueError, ImportError, NotImplementedError) as error:
-                raise UserError(f"--attention {name}: {error}") from error
-            self._models.clear()
+        try:
+            implementation, _ = chosen(name or "auto", self.device, self.dtype)
+            self._base.set_attn_implementation(implementation)
+            with torch.no_grad():
+                self.model(2)(torch.zeros(1, 2, dtype=torch.long, device=self.device), use_cache=False)
+        except (ValueError, ImportError, NotImplementedError) as error:
+            raise UserError(f"--attention {name}: {error}") from error
+        self._models.clear()
         return str(self._base.config._attn_implementation or "sdpa")
 
     def model(self, loops: int, *, mode: Mode = "plt") -> PLTForCausalLM:

@@ -7,13 +7,16 @@ the real model (through PLTConfig) and the slow reference (which knows nothing o
 from __future__ import annotations
 
 import json
+import os
 import random
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
@@ -29,6 +32,11 @@ BACKENDS = ("eager", "sdpa")
 
 EXACT = 1e-9
 """Largest difference allowed in float64."""
+
+needs_compiler = pytest.mark.skipif(
+    not any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name),
+    reason="needs a C++ compiler",
+)
 
 SHIPPED = 5e-5
 """Largest difference allowed from the fixtures in float32."""

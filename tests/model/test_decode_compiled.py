@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from plt_cases import quick
+from plt_cases import needs_compiler, quick
 from test_decode_step import texts
 from torch import Tensor, nn
 
@@ -70,6 +70,7 @@ def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("loops", [1, 3], ids="R{}".format)
+@needs_compiler
 def test_eager_with_its_kernel_and_weights(loops: int) -> None:
     fast = fast_step(step_of(plt_num_loops=loops))
     assert fast.about == "eager, reordered weights, C++ attention"
@@ -86,10 +87,12 @@ def test_without_the_kernel() -> None:
     assert fast.reach(65, 500) == 128
 
 
+@needs_compiler
 def test_a_reach_is_of_no_account_to_the_kernel() -> None:
     assert fast_step(step_of()).reach(65, 500) == 500
 
 
+@needs_compiler
 def test_weights_are_not_held_twice_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000})())
     assert fast_step(step_of()).about == "eager, C++ attention"
@@ -133,12 +136,14 @@ class Broken(nn.Module):
         return logits
 
 
+@needs_compiler
 def test_what_cannot_be_compiled_is_said() -> None:
     step = step_of()
     with pytest.raises(ValueError, match=r"^the decode step cannot be compiled here: .*go without"):
         fast_step(Broken(step), compile="on")(new_cache(step), torch.tensor([1]), CAPACITY)
 
 
+@needs_compiler
 def test_compiled() -> None:
     """One bucket of the smallest model, 15 seconds: the other forms are in the slow tests."""
     fast = fast_step(step_of(plt_num_loops=2, dtype=torch.bfloat16), compile="on")
@@ -156,6 +161,7 @@ def test_compiled() -> None:
 @pytest.mark.slow  # each bucket takes a compiler 15 to 40 seconds
 @pytest.mark.parametrize("kernel", [True, False], ids=["kernel", "sdpa"])
 @pytest.mark.parametrize("loops", [1, 3], ids="R{}".format)
+@needs_compiler
 def test_compiled_is_the_step(loops: int, kernel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not kernel:
         monkeypatch.setattr(FastStep, "_take_kernel", lambda _: None)
@@ -168,6 +174,7 @@ def test_compiled_is_the_step(loops: int, kernel: bool, monkeypatch: pytest.Monk
 
 @pytest.mark.slow  # three buckets
 @pytest.mark.usefixtures("no_kernel")
+@needs_compiler
 def test_a_text_that_crosses_buckets() -> None:
     fast, plain = fast_step(step_of(), compile="on"), step_of()
     one, other = new_cache(plain, 1, 1024), new_cache(plain, 1, 1024)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from plt_cases import EXACT, MODES, assert_close, build, gap, quick, row, tiny, tokens
+from plt_cases import EXACT, MODES, assert_close, build, gap, needs_compiler, quick, row, tiny, tokens
 from torch import Tensor
 
 from plt_model import PLTCache, PLTForCausalLM
@@ -308,7 +308,7 @@ def test_adopt_refuses_what_does_not_fit() -> None:
 
 
 @pytest.mark.parametrize("loops", [1, 3], ids="R{}".format)
-@pytest.mark.parametrize("kernel", ["triton", "c++"])
+@pytest.mark.parametrize("kernel", ["triton", pytest.param("c++", marks=needs_compiler)])
 def test_the_kernels_are_what_the_step_asks_for(kernel: str, loops: int) -> None:
     """The Triton one in its interpreter, or on a GPU; windows, slots of unequal lengths, two baselines' calls too."""
     settings = tiny(plt_num_loops=loops)
