@@ -208,7 +208,11 @@ def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """All in the type that autocast computes in, where it is on: queries and keys come out of their rotation in
     float32, values do not, and kernels take one type."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64:
+    if (
+        not torch.amp.is_autocast_available(device)
+        or not torch.is_autocast_enabled(device)
+        or tensors[0].dtype == torch.float64
+    ):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(tensor.to(dtype) for tensor in tensors)

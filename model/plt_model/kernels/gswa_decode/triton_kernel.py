@@ -164,7 +164,7 @@ def merge_kernel(
         later = of_pass > 0
         g = tl.load(gate + slot * g_n + (of_pass - 1) * g_r + of_head * g_h, mask=later, other=1.0).to(tl.float32)
         ring_at = averages + (start + (SPLITS + of_pass - 1) * ROWS + row % HEADS) * SIZE + size
-        local = tl.load(ring_at, mask=size_ok & later, other=0.0)
+        local = tl.load(ring_at, mask=size < tl.where(later, SIZE, 0), other=0.0)
         mixed = g * mixed + (1.0 - g) * local
     mixed = tl.where(tl.load(lengths + slot * l_n) > 0, mixed, 0.0)
     out = y + ((slot * (ROWS // HEADS) + of_pass) * (groups * HEADS) + of_head) * SIZE + size
