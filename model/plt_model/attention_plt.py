@@ -25,6 +25,7 @@ from torch.nn.functional import scaled_dot_product_attention
 BACKENDS = ("eager", "sdpa", "flash_attention_2", "flex_attention", "triton")
 
 HALF = (torch.float16, torch.bfloat16)
+KERNEL_TYPES = (*HALF, torch.float32)
 
 CAUSAL_BLOCK = 512
 """Queries per slice where causal attention needs a mask: it holds CAUSAL_BLOCK x T booleans at most (of 256 to 2048,
@@ -65,7 +66,7 @@ def _missing(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     if name == "flex_attention":
         return _no_compiler(device)
     if name == "triton":
-        if dtype not in (*HALF, torch.float32):
+        if dtype not in KERNEL_TYPES:
             return f"it takes float32, float16 and bfloat16, not {_short(dtype)}"
         if find_spec("plt_model") is None:
             return "its kernels are in the package plt_model, which is not installed"
@@ -107,12 +108,11 @@ def gated_attention(
 ) -> Tensor:
     """g * causal_attention(q, shared) + (1 - g) * window_attention(q, own) -> [B, H, S, K], in one kernel where the
     backend has one: `triton`, for all types but float64 and heads up to 256."""
-    q_BHSK, *shared_and_own = _as_autocast(q_BHSK, *shared, *own)
-    shared, own = (shared_and_own[0], shared_and_own[1]), (shared_and_own[2], shared_and_own[3])
     if _triton_serves(backend, q_BHSK):
         from plt_model.kernels.gswa_prefill import gswa
 
-        return gswa(q_BHSK, *shared, *own, gate_BHS, window=window, key_mask_BT=key_mask_BT)
+        q, k, v, own_k, own_v = _as_autocast(q_BHSK, *shared, *own)
+        return gswa(q, k, v, own_k, own_v, gate_BHS, window=window, key_mask_BT=key_mask_BT)
     global_ = causal_attention(q_BHSK, *shared, key_mask_BT, backend=backend)
     own_mask = None if key_mask_BT is None else key_mask_BT[:, -own[0].shape[2] :]
     local = window_attention(q_BHSK, *own, own_mask, window=window, backend=backend)
@@ -219,7 +219,7 @@ def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def _triton_serves(backend: str, q_BHSK: Tensor) -> bool:
-    return backend == "triton" and q_BHSK.dtype in (*HALF, torch.float32) and q_BHSK.shape[3] <= 256
+    return backend == "triton" and q_BHSK.dtype in KERNEL_TYPES and q_BHSK.shape[3] <= 256
 
 
 def _flex_serves(backend: str, q_BHSK: Tensor, key_mask_BT: Tensor | None) -> bool:
@@ -228,7 +228,7 @@ def _flex_serves(backend: str, q_BHSK: Tensor, key_mask_BT: Tensor | None) -> bo
     if backend != "flex_attention" or q_BHSK.shape[2] == 1:
         return False
     if q_BHSK.is_cuda:
-        return q_BHSK.dtype in (*HALF, torch.float32) and q_BHSK.shape[3] >= 16
+        return q_BHSK.dtype in KERNEL_TYPES and q_BHSK.shape[3] >= 16
     return key_mask_BT is None and not (torch.is_grad_enabled() and q_BHSK.requires_grad)
 
 

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from plt_eval.cli.run import Device, Dtype
-
-
-class Compile(StrEnum):
-    """Whether the decode step is compiled (on a GPU: also captured as a graph)."""
-
-    auto = "auto"
-    on = "on"
-    off = "off"
-
+from plt_eval.cli.run import Compile, Device, Dtype
 
 app = typer.Typer(
     help="Time decoding, prompts, training and diagnostics by loops; no speed without a green correctness gate.",

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch._inductor import config as inductor_config
 
-from ..configuration_plt import PLTConfig
 from ..kernels import KernelUnavailable
-from ..kernels.gswa_decode import LARGEST_HEAD, MOST_ROWS, gswa_decode
+from ..kernels.gswa_decode import DTYPES, gswa_decode, why_not
 from ..kernels.gswa_decode.cpu import load
 from .step import DecodeStep
 
@@ -30,8 +29,6 @@ FEW_ROWS = 4
 """Rows of a 16-bit matrix product on a CPU that the compiler's own loops take faster than oneDNN does: they read the
 weights as fast as the memory gives them, and calculate in float32 (39M parameters, two threads: 2.3 and 3.1 ms a step
 of one row, 2.9 and 3.5 of four, but 9.6 and 5.7 of eight)."""
-
-KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 SPARE = 4
 """Weights are kept a second time, reordered, where that takes at most 1/SPARE of the free memory."""
@@ -125,9 +122,9 @@ class FastStep:
         return self.compiled[bucket]
 
     def _make(self, cache: Cache, tokens_n: Tensor, reach: int) -> Step:
-        _rehearse(self.step, cache, tokens_n, reach)  # what a first step makes for all others is not to be compiled
         if not self.compiling:
             return self.step
+        _rehearse(self.step, cache, tokens_n, reach)  # what a first step makes for all others is not to be compiled
         run = _compiled(self.step, {} if self.on_gpu else self._cpu_options(len(tokens_n)))
         try:
             with inductor_config.patch(freezing=not self.on_gpu):  # dynamo asks the setting itself, not its options
@@ -156,10 +153,10 @@ class FastStep:
         """The language of the kernel that the step's attention is from now on: on a CPU C++, built where it never was;
         on a GPU Triton, for models whose attention is `triton`. None: it stays torch's."""
         step = _inner(self.step)
-        if not isinstance(step, DecodeStep) or next(step.parameters()).dtype not in KERNEL_DTYPES:
+        if not isinstance(step, DecodeStep) or next(step.parameters()).dtype not in DTYPES:
             return None
         if self.on_gpu:
-            if step.config._attn_implementation != "triton" or not _few_enough(step.config):
+            if step.config._attn_implementation != "triton" or not _triton_serves(step):
                 return None
             step.attend = gswa_decode
             return "Triton"
@@ -189,12 +186,14 @@ def _onednn_takes(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype in halves and bool(halves[dtype]()))
 
 
-def _few_enough(config: PLTConfig) -> bool:
-    """Whether the Triton kernel holds the rows and heads of this model."""
+def _triton_serves(step: DecodeStep) -> bool:
+    """Whether the Triton kernel takes this model's rows and heads."""
+    config = step.config
+    place: dict[str, Any] = {"dtype": next(step.parameters()).dtype, "device": "meta"}
     assert config.num_key_value_heads is not None
     assert config.head_dim is not None
-    rows = config.plt_num_loops * config.num_attention_heads // config.num_key_value_heads
-    return rows <= MOST_ROWS and config.head_dim <= LARGEST_HEAD
+    q = torch.empty(1, config.plt_num_loops, config.num_attention_heads, config.head_dim, **place)
+    return why_not(q, torch.empty(1, config.num_key_value_heads, 1, config.head_dim, **place)) is None
 
 
 def _inner(step: nn.Module) -> nn.Module:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad, scaled_dot_product_attention
 
+from ..attention_plt import mixed
 from ..modeling_plt import PLTDecoderLayer, PLTForCausalLM
 from .cache import StaticCache
 
@@ -192,9 +193,8 @@ class _Layer(nn.Module):
             assert places.ring_seen_nw is not None
             local = _attend(own, *rings, places.ring_seen_nw.repeat_interleave(later, dim=0))
         local = local.view(slots, later, self.heads, self.size)
-        g = gate_NrH[..., None]
-        mixed = g * y[:, plain:] + (1 - g) * local
-        return torch.cat([y[:, :1], mixed], dim=1) if plain else mixed
+        later_y = mixed(gate_NrH, y[:, plain:], local)
+        return torch.cat([y[:, :1], later_y], dim=1) if plain else later_y
 
     def _gate(self, x_NRD: Tensor, q_NRHK: Tensor) -> Tensor:
         """The gate [N, R, H]. Compiled for a CPU it is written as a sum of products: one fused loop, where a matrix
