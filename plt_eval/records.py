@@ -168,6 +168,7 @@ class CompletionRecord(Record):
     seconds: float | None
     error: str | None
     prompt_tail: str
+    detail: dict[str, Any] = {}
 
     @property
     def key(self) -> Key:

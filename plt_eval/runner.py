@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +37,7 @@ from plt_benchmarks.protocols import (
     SuiteData,
     SuiteError,
 )
-from plt_eval.engines.base import Completion, Decoding, Engine, GenerationRequest
+from plt_eval.engines.base import Completion, Decoding, Engine, GenerationRequest, Revisable
 from plt_eval.errors import UserError
 from plt_eval.journal import DiskFull
 from plt_eval.progress import RunProgress
@@ -70,6 +70,8 @@ class Settings:
     run_id: str | None = None
     command: tuple[str, ...] = ()
     sandbox: str = ""
+    opened: Callable[[Path, Collection[str]], None] | None = None
+    """Told the run's folder, and the samples without a verdict, before work on it begins."""
 
 
 @dataclass(frozen=True)
@@ -104,14 +106,21 @@ def run(
     samples = data.samples[: settings.limit]
     request = _request(suite, data, samples, engine, settings)
     with RunWriter.open(settings.results, request) as writer:
-        if writer.complete and writer.manifest.status == "complete":
+        outdated = _outdated(engine, writer)
+        if writer.complete and not outdated and writer.manifest.status == "complete":
             stored = open_run(writer.path)
             metrics = stored.metrics()
             if metrics is not None:
                 return Result(stored, metrics, reused=True)
         session = _Session(suite, samples, engine, writer, settings, console)
         writer.begin(request)
+        for record in outdated:
+            writer.add_sample(record)
+        if outdated:
+            writer.forget(record.key for record in outdated)
         try:
+            if settings.opened is not None:
+                settings.opened(writer.path, session.open_samples())
             session.work(open_sandbox)
             session.finish()
         except BaseException as error:
@@ -126,6 +135,20 @@ def run(
         metrics = stored.metrics()
         assert metrics is not None
         return Result(stored, metrics, reused=False)
+
+
+def _outdated(engine: Engine, writer: RunWriter) -> list[SampleRecord]:
+    """What replaces verdicts on answers that the engine would not give any more: only engines that read answers from
+    somewhere, and say which (`current`), have such."""
+    if not isinstance(engine, Revisable):
+        return []
+    stored = {key: record.text for key, record in writer.completions.items()}
+    stored |= {key: record.judged for key, record in writer.samples.items()}
+    return [
+        _broken(key, "the answer has changed since; it is judged again")
+        for key, text in stored.items()
+        if not engine.current(key, text)
+    ]
 
 
 class _NoSandbox:
@@ -189,6 +212,11 @@ class _Session:
             self._pool.drain()
         self._pool.stop()
 
+    def open_samples(self) -> list[str]:
+        """Ids of the samples that have an answer without a verdict, in the order of the data."""
+        indices = range(self._settings.n_samples)
+        return [s for s in self._samples if any((s, index) not in self._writer.samples for index in indices)]
+
     def _open_requests(self) -> dict[str, tuple[Key, GenerationRequest]]:
         """By request id: every (sample, index) that has neither a completion nor a verdict."""
         requests = {}
@@ -219,7 +247,7 @@ class _Session:
     def _judge(self, completion: CompletionRecord) -> None:
         """Runs in the pool. A broken sandbox or suite ends the run; any other fault is this sample's error."""
         assert self._scorer is not None
-        answer = Answer(completion.text, chat=completion.chat, solution=completion.solution)
+        answer = Answer(completion.text, chat=completion.chat, solution=completion.solution, detail=completion.detail)
         try:
             score = self._scorer.score(self._samples[completion.sample_id], answer)
             record = _sample_record(completion.key, score)
@@ -337,6 +365,7 @@ def _completion_record(key: Key, prompt: Prompt, completion: Completion) -> Comp
         seconds=completion.seconds,
         error=None if completion.error is None else _storable(completion.error),
         prompt_tail=_storable(asked[-PROMPT_TAIL:]),
+        detail=dict(completion.detail),
     )
 
 

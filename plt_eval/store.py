@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -357,6 +357,12 @@ class RunWriter(HeldFolder):
         """Append to samples.jsonl. Raises DiskFull; ValueError for a verdict that JSON cannot hold."""
         assert self._journals, "begin() comes first"
         self._journals[1].append(record.model_dump(mode="json"))
+
+    def forget(self, keys: Iterable[Key]) -> None:
+        """Let these be drawn and judged again; what the journals say of them is replaced when they are."""
+        for key in keys:
+            self.samples.pop(key, None)
+            self.completions.pop(key, None)
 
     def seal(self) -> None:
         """Close the journals and read them again, so that what is counted is what is on disk."""

@@ -225,7 +225,7 @@ def sample_text(completion: CompletionRecord | None, sample: SampleRecord | None
         parts += ["--- judged ---", sample.judged, "--- verdict ---", verdict(sample)]
         if sample.detail:
             parts.append(json.dumps(sample.detail, indent=2, ensure_ascii=False))
-    return _visible("\n".join(parts))
+    return visible("\n".join(parts))
 
 
 def verdict(sample: SampleRecord) -> str:
@@ -248,7 +248,7 @@ def failed_table(samples: Sequence[SampleRecord]) -> Table:
     return table
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """`text` with control characters spelled out: a model's output must not steer the terminal."""
     return "".join(char if char in "\n\t" or char.isprintable() else ascii(char)[1:-1] for char in text)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 class SuiteError(ValueError):
@@ -70,11 +70,13 @@ class SuiteData:
 @dataclass(frozen=True)
 class Answer:
     """What a model wrote for one sample. `chat` says which form of the prompt it answered; `solution` true
-    means that `text` is already the complete program (replayed from a file) and needs no post-processing."""
+    means that `text` is already the complete program (replayed from a file) and needs no post-processing. `detail` is
+    what else is known of how it came about, in JSON types (an agent's exit status)."""
 
     text: str
     chat: bool = False
     solution: bool = False
+    detail: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import difflib
 from plt_benchmarks.code import HUMANEVAL, MBPP
 from plt_benchmarks.demo import DEMO
 from plt_benchmarks.protocols import Suite, SuiteError
+from plt_benchmarks.swe.suites import MULTI_SWE, MULTI_SWE_BENCH, SWE, SWE_LITE
 from plt_benchmarks.trace.suite import TRACE
 
 _NAMES: dict[str, tuple[Suite, ...]] = {
@@ -21,6 +22,10 @@ _NAMES: dict[str, tuple[Suite, ...]] = {
     "mbpp+": (MBPP,),
     "demo": (DEMO,),
     "trace": (TRACE,),
+    "swe": (SWE,),
+    "swe-lite": (SWE_LITE,),
+    "multi-swe": (MULTI_SWE,),
+    "multi-swe-bench": (MULTI_SWE_BENCH,),
 }
 
 

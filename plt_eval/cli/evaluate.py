@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from plt_benchmarks.protocols import Sandbox, Suite, SuiteData
+    from plt_benchmarks.swe.suites import SweSuite
     from plt_eval.engines.base import Decoding, Engine
     from plt_eval.engines.replay import ReplayEngine
     from plt_eval.models import ResolvedModel
     from plt_eval.runner import Result, Settings
+    from plt_eval.swe.command import SweOptions
 
     Job = tuple[Suite, SuiteData]
 
@@ -68,6 +70,7 @@ class RunOptions:
     retries: int | None = None
     request_timeout: float | None = None
     completions: tuple[str, ...] | None = None
+    swe: SweOptions | None = None
 
 
 ONLY_WITH = {
@@ -107,12 +110,17 @@ def report_runs(options: RunOptions, *, as_json: bool) -> bool:
 def evaluate(options: RunOptions, console: Console) -> list[Result]:
     """One result for every model, loop count and suite; progress and notes go to `console`."""
     from plt_benchmarks.registry import get_suite
+    from plt_benchmarks.swe.suites import SweSuite
     from plt_eval.engines.replay import ReplayEngine
     from plt_eval.runner import run
 
+    suites = get_suite(options.suite)
+    if isinstance(suites[0], SweSuite):
+        return _evaluate_swe(suites[0], options, console)
+    _refuse_swe_options(options)
     check_options(options)
     models = _models(options, _notes(console))
-    jobs = [(suite, suite.load(options.data)) for suite in get_suite(options.suite)]
+    jobs = [(suite, suite.load(options.data)) for suite in suites]
     results = []
     for model in models:
         with closing(_make_engine(options, model, jobs, _notes(console))) as engine:
@@ -128,6 +136,65 @@ def evaluate(options: RunOptions, console: Console) -> list[Result]:
                 _say_done(console, result)
                 results.append(result)
     return results
+
+
+def _evaluate_swe(suite: SweSuite, options: RunOptions, console: Console) -> list[Result]:
+    """Issues of repositories: an agent or stored patches, judged in Docker by the official harness."""
+    from plt_eval.swe.command import SweOptions, run_swe
+
+    notify = _notes(console)
+    swe = options.swe or SweOptions()
+    _check_swe(suite.name, options, swe)
+    if not swe.stored:
+        check_options(options)
+    models: Sequence[ResolvedModel | None] = [None] if swe.stored else _models(options, notify)
+
+    def named(settings: Settings, engine: Engine) -> Settings:
+        loops = engine.identity().get("loops")
+        return _named(settings, options, suite.name, loops if isinstance(loops, int) else None, several=len(models) > 1)
+
+    def engines() -> list[Callable[[], Engine]]:
+        return [partial(_make_engine, options, model, (), notify) for model in models]
+
+    settings = _settings(options, 1)
+    results = run_swe(suite, swe, options.data, options.limit, settings, engines, named, console, notify)
+    for result in results:
+        _say_done(console, result)
+    return results
+
+
+def _check_swe(name: str, options: RunOptions, swe: SweOptions) -> None:
+    """Raises UserError for options that have no effect on a SWE suite, or contradict each other there."""
+    if swe.predictions is not None and swe.gold:
+        raise UserError("--predictions and --gold exclude each other: give one")
+    if options.engine == "replay":
+        raise UserError(f"--engine replay has no effect on suite {name}: score stored patches with --predictions FILE")
+    instead = {
+        "n_samples": "an instance is solved once",
+        "scoring_workers": "use --workers",
+        "sandbox_image": "each instance has its own image",
+    }
+    for field, why in instead.items():
+        if getattr(options, field) is not None:
+            raise UserError(f"{_flag(field)} has no effect on suite {name}: {why}")
+    if not swe.stored:
+        return
+    how = "--gold" if swe.gold else "--predictions"
+    given = [field for field in ONLY_WITH if getattr(options, field) is not None]
+    given += [field.name for field in fields(swe) if field.name.startswith("agent_") and getattr(swe, field.name)]
+    if options.engine != "hf":
+        given.append("engine")
+    if given:
+        raise UserError(f"{_flag(given[0])} has no effect with {how}: no model is asked")
+
+
+def _refuse_swe_options(options: RunOptions) -> None:
+    for field in fields(options.swe) if options.swe is not None else ():
+        if getattr(options.swe, field.name) is not None:
+            raise UserError(
+                f"{_flag(field.name)} has no effect on suite {options.suite}: it belongs to swe, swe-lite, multi-swe and "
+                "multi-swe-bench"
+            )
 
 
 # --- checking -----------------------------------------------------------------------------------------

@@ -83,6 +83,21 @@ class Compile(StrEnum):
     off = "off"
 
 
+class AgentActions(StrEnum):
+    """How an agent names its commands."""
+
+    text = "text"
+    tools = "tools"
+
+
+class KeepImages(StrEnum):
+    """Which pulled images stay."""
+
+    none = "none"
+    env = "env"
+    all = "all"
+
+
 class SandboxName(StrEnum):
     """Where model-written code runs."""
 
@@ -171,14 +186,83 @@ def run(
         list[str] | None,
         typer.Option(help='[replay] File of completions (may be given again), or "gold": the data\'s own solutions.'),
     ] = None,
+    instances: Annotated[str | None, typer.Option(help="[swe] Only these instances, by id: ID,ID,...")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="[swe] Agents, and judgements, at a time (default: the cores).")
+    ] = None,
+    agent_steps: Annotated[
+        int | None, typer.Option(min=1, help="[swe] Model calls an instance at most (default 250).")
+    ] = None,
+    agent_wall_time: Annotated[
+        int | None, typer.Option(min=1, help="[swe] Seconds an instance at most (default 3600).")
+    ] = None,
+    agent_command_timeout: Annotated[
+        int | None, typer.Option(min=1, help="[swe] Seconds that one command of the agent may take (default 60).")
+    ] = None,
+    agent_actions: Annotated[
+        AgentActions | None,
+        typer.Option(help="[swe] Commands in fenced blocks of text (default), or as calls of a tool."),
+    ] = None,
+    agent_context: Annotated[
+        int | None, typer.Option(min=64, help="[swe] Tokens of context to keep to (default: the model's own).")
+    ] = None,
+    test_timeout: Annotated[
+        int | None, typer.Option(min=1, help="[swe] Seconds that an instance's tests may take (default 1800).")
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="[swe] Judge the patches of this file (.json, .jsonl); no agent is run.")
+    ] = None,
+    gold: Annotated[
+        bool, typer.Option("--gold", help="[swe] Judge the data's own patches: checks the installation.")
+    ] = False,
+    keep_images: Annotated[
+        KeepImages | None,
+        typer.Option(help="[swe] Of the images that this run pulls keep none, one an environment, or all (default)."),
+    ] = None,
+    container_memory: Annotated[
+        float | None, typer.Option(min=0.1, help="[swe] GiB of memory a container (default 16).")
+    ] = None,
+    container_cpus: Annotated[
+        float | None, typer.Option(min=0.1, help="[swe] Cores a container (default: all).")
+    ] = None,
+    pip_index: Annotated[
+        str | None, typer.Option(help="[swe] Package index that tests install from, instead of PyPI.")
+    ] = None,
+    wheels: Annotated[
+        Path | None, typer.Option(help="[swe] Folder of packages that tests install from, without a network.")
+    ] = None,
+    split_streams: Annotated[
+        bool,
+        typer.Option("--split-streams", help="[swe] Leave test scripts as they are: without `exec 2>&1` in front."),
+    ] = False,
 ) -> None:
     """Evaluate loop counts, an endpoint or a file.
 
     All runs of one command are printed as one table. Stopped or killed, the same command goes on where it stood;
-    complete, it prints the stored result. An option that has no effect with the chosen engine is an error.
+    complete, it prints the stored result. An option that has no effect with the chosen engine or suite is an error; [swe]
+    marks those of swe, swe-lite, multi-swe and multi-swe-bench.
     """
     from plt_eval.cli.evaluate import RunOptions, report_runs
+    from plt_eval.swe.command import SweOptions
 
+    swe = SweOptions(
+        instances=instances,
+        workers=workers,
+        agent_steps=agent_steps,
+        agent_wall_time=agent_wall_time,
+        agent_command_timeout=agent_command_timeout,
+        agent_actions=_value(agent_actions),
+        agent_context=agent_context,
+        test_timeout=test_timeout,
+        predictions=predictions,
+        gold=gold or None,
+        keep_images=_value(keep_images),
+        container_memory=container_memory,
+        container_cpus=container_cpus,
+        pip_index=pip_index,
+        wheels=wheels,
+        split_streams=split_streams or None,
+    )
     options = RunOptions(
         suite=suite,
         engine=engine.value,
@@ -213,6 +297,7 @@ def run(
         retries=retries,
         request_timeout=request_timeout,
         completions=tuple(completions or ()) or None,
+        swe=swe,
     )
     if report_runs(options, as_json=json_):
         raise typer.Exit(1)

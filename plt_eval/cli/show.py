@@ -11,6 +11,7 @@ from plt_eval.cli._find import find_folder
 from plt_eval.errors import UserError
 
 if TYPE_CHECKING:
+    from plt_eval.records import Key
     from plt_eval.store import Run
 
 
@@ -18,6 +19,9 @@ def show(
     run: Annotated[str, typer.Argument(help="A run's id, the beginning of it, or its directory.")],
     sample: Annotated[
         str | None, typer.Option(help="One sample: prompt, completion, judged code, verdict. ID or ID#INDEX.")
+    ] = None,
+    instance: Annotated[
+        str | None, typer.Option(help="One instance of a SWE run: its issue, every step of the agent, patch, verdict.")
     ] = None,
     failed: Annotated[bool, typer.Option("--failed", help="List the samples that did not pass.")] = False,
     results: Annotated[Path, typer.Option(help="Where runs are stored.")] = Path("results/runs"),
@@ -27,20 +31,23 @@ def show(
 
     By default the manifest and the metrics with their definitions; of a diagnosis the manifest and the tables of loops.
     """
-    if (sample is not None) + failed + json_ > 1:
-        raise UserError("--sample, --failed and --json exclude each other: give one")
+    if (sample is not None) + (instance is not None) + failed + json_ > 1:
+        raise UserError("--sample, --instance, --failed and --json exclude each other: give one")
     from plt_eval.diagnosis.records import DIAGNOSIS
     from plt_eval.store import open_run, run_kind
 
     folder = find_folder(run, results)
     if run_kind(folder) == DIAGNOSIS:
-        if sample is not None or failed:
-            raise UserError(f"--{'failed' if failed else 'sample'}: {folder} is a diagnosis, which judges no samples")
+        given = [name for name, on in (("sample", sample), ("instance", instance), ("failed", failed)) if on]
+        if given:
+            raise UserError(f"--{given[0]}: {folder} is a diagnosis, which judges no samples")
         _show_diagnosis(folder, as_json=json_)
         return
     found = open_run(folder)
     if sample is not None:
         _show_sample(found, sample)
+    elif instance is not None:
+        _show_instance(found, instance)
     elif failed:
         _show_failed(found)
     elif json_:
@@ -122,12 +129,31 @@ def _show_sample(run: Run, wanted: str) -> None:
     completions = {record.key: record for record in run.completions()}
     samples = {record.key: record for record in run.samples()}
     every = sorted(completions.keys() | samples.keys())
+    keys = _keys(run, every, wanted, "--sample")
+    for key in keys:
+        typer.echo(sample_text(completions.get(key), samples.get(key)))
+
+
+def _show_instance(run: Run, wanted: str) -> None:
+    from plt_eval.swe.trajectory import trajectory_text
+    from plt_eval.tables import sample_text
+
+    completions = {record.key: record for record in run.completions()}
+    samples = {record.key: record for record in run.samples()}
+    for key in _keys(run, sorted(completions.keys() | samples.keys()), wanted, "--instance"):
+        completion = completions.get(key)
+        if completion is not None and (place := completion.detail.get("trajectory")):
+            typer.echo(trajectory_text(run.path / str(place)))
+        typer.echo(sample_text(None if samples.get(key) else completion, samples.get(key)))
+
+
+def _keys(run: Run, every: list[Key], wanted: str, flag: str) -> list[Key]:
+    """Those of `every` that are called `wanted`. Raises UserError when there is none."""
     keys = [key for key in every if wanted in (key[0], f"{key[0]}#{key[1]}")]
     if not keys:
         import difflib
 
         near = difflib.get_close_matches(wanted, dict.fromkeys(key[0] for key in every), n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]}?" if near else f" (it has {len(every)} so far)"
-        raise UserError(f"--sample {wanted}: no such sample in {run.manifest.run_id}{hint}")
-    for key in keys:
-        typer.echo(sample_text(completions.get(key), samples.get(key)))
+        raise UserError(f"{flag} {wanted}: no such sample in {run.manifest.run_id}{hint}")
+    return keys

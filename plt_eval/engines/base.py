@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
 
-from plt_benchmarks.protocols import Prompt
+from plt_benchmarks.protocols import Message, Prompt
 
 FinishReason = Literal["stop", "length", "error"]
 
@@ -24,19 +24,31 @@ class Decoding:
 
 
 @dataclass(frozen=True)
+class ToolMessage(Message):
+    """A turn that calls tools (the assistant's), or answers the call `tool_call_id` (the tool's); calls as the chat
+    protocol has them."""
+
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    tool_call_id: str = ""
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
-    """One completion to draw. `id` is unique in the run: "<sample id>#<sample index>"."""
+    """One completion to draw. `id` is unique in the run: "<sample id>#<sample index>". `tools` are what the model may
+    call, as JSON schemas of functions; only engines that take tools get any."""
 
     id: str
     prompt: Prompt
     decoding: Decoding = Decoding()
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
 class Completion:
     """One drawn completion. `text` ends before any stop string. `chat` says that the prompt went through a chat
     template. `error` is set (and text empty) when the engine gave up on this request after its retries; such a
-    completion is reported and tried again on resume, never scored."""
+    completion is reported and tried again on resume, never scored. `detail` is what else is worth keeping, in JSON
+    types; the suite's scorer gets it."""
 
     request_id: str
     text: str
@@ -47,6 +59,7 @@ class Completion:
     completion_tokens: int | None = None
     seconds: float | None = None
     error: str | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,7 +83,12 @@ class Loglikelihood:
 
 
 class Engine(Protocol):
-    """Turns requests into completions, in any order, each as soon as it is there."""
+    """Turns requests into completions, in any order, each as soon as it is there.
+
+    An engine may also have `concurrent` (true: generate may be called from several threads at once), `takes_tools`
+    (whether requests may have tools), `context` (tokens that fit, None if it does not know) and
+    `count_tokens(request)`; agents ask for them.
+    """
 
     name: str
 
@@ -89,3 +107,12 @@ class Engine(Protocol):
     def loglikelihood(self, requests: Iterable[LoglikelihoodRequest]) -> Iterator[Loglikelihood]: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Revisable(Protocol):
+    """An engine whose answers may change within one run, as those of a file that its owner edits."""
+
+    def current(self, key: tuple[str, int], text: str) -> bool:
+        """Whether `text` is still the answer for (sample id, index)."""
+        ...

@@ -190,6 +190,21 @@ class HFEngine:
         """How it computes: the decoder and the attention."""
         return {"decoder": self.decoder.name, "attention": str(self.model.config._attn_implementation)}
 
+    @property
+    def context(self) -> int | None:
+        """Tokens that fit: prompt and answer together."""
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        return limit if isinstance(limit, int) else None
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the chat template has tools."""
+        return self.prompts.takes_tools
+
+    def count_tokens(self, request: GenerationRequest) -> int:
+        """Tokens of a request's prompt."""
+        return len(self.prompts.encode(request.prompt, request.tools))
+
     # --- work -----------------------------------------------------------------------------------------
 
     def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion]:
@@ -200,7 +215,7 @@ class HFEngine:
         yield from self.decoder.decode(jobs)
 
     def _warn_about_context(self, jobs: list[Job]) -> None:
-        limit = getattr(self.model.config, "max_position_embeddings", None)
+        limit = self.context
         over = sum(limit is not None and len(job.ids) + job.limit > limit for job in jobs)
         if over:
             self.notify(f"{over} of {len(jobs)} prompts may grow past the model's context of {limit} tokens")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +83,7 @@ class Prompts:
         chat = self.is_chat(prompt)
         return Job(
             id=request.id,
-            ids=self.encode(prompt) or [self.first_id],
+            ids=self.encode(prompt, request.tools) or [self.first_id],
             limit=prompt.max_new_tokens if own is None else own,
             stops=prompt.chat_stop if chat else prompt.stop,
             chat=chat,
@@ -94,13 +94,19 @@ class Prompts:
         """Whether this prompt goes through the chat template."""
         return self.use_chat and bool(prompt.messages)
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the chat template knows what to do with tools."""
+        return self.use_chat and "tools" in str(self.tokenizer.chat_template)
+
+    def encode(self, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """Token ids of a prompt; the beginning-of-text token at most once."""
         if not self.is_chat(prompt):
             return self.tokens(prompt.text)
         turns = [{"role": m.role, "content": m.content} for m in prompt.messages]
         if not prompt.prefill:
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            known = {"tools": [dict(tool) for tool in tools]} if tools else {}
+            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **known)
         else:
             turns.append({"role": "assistant", "content": prompt.prefill + _CUT})
             whole = self.tokenizer.apply_chat_template(turns, tokenize=False)

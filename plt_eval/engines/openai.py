@@ -27,13 +27,14 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from plt_benchmarks.protocols import Prompt
+from plt_benchmarks.protocols import Message, Prompt
 from plt_eval.engines.base import (
     Completion,
     FinishReason,
     GenerationRequest,
     Loglikelihood,
     LoglikelihoodRequest,
+    ToolMessage,
 )
 from plt_eval.errors import UserError
 from plt_eval.workers import as_completed
@@ -57,6 +58,7 @@ class OpenAIEngine:
     """
 
     name = "openai"
+    concurrent = True
 
     def __init__(
         self,
@@ -103,6 +105,11 @@ class OpenAIEngine:
         """The server does not say how it computes."""
         return {}
 
+    @property
+    def takes_tools(self) -> bool:
+        """The chat service does; whether the model behind it does, the server says when it is asked."""
+        return self._api == "chat"
+
     def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion]:
         """Completions as they arrive. Raises UserError when the endpoint refuses or stays down."""
         yield from as_completed(self._complete, requests, workers=self._concurrency)
@@ -139,6 +146,7 @@ class OpenAIEngine:
             prompt_tokens=answer.prompt_tokens,
             completion_tokens=answer.completion_tokens,
             seconds=time.monotonic() - started,
+            detail={"tool_calls": answer.tool_calls} if answer.tool_calls else {},
         )
 
     def _body(self, request: GenerationRequest, stops: tuple[str, ...]) -> dict[str, Any]:
@@ -149,7 +157,9 @@ class OpenAIEngine:
             "temperature": decoding.temperature,
         }
         if self._api == "chat":
-            messages = [{"role": turn.role, "content": turn.content} for turn in prompt.messages]
+            messages = [_turn(turn) for turn in prompt.messages]
+            if request.tools:
+                body["tools"] = [dict(tool) for tool in request.tools]
             body["messages"] = messages or [{"role": "user", "content": prompt.text}]
         else:
             body["prompt"] = prompt.text
@@ -243,8 +253,11 @@ class _Drawn:
     """The one choice of a chat or text completion. `read` raises ValueError, TypeError, KeyError, IndexError or
     AttributeError for anything else."""
 
-    def __init__(self, text: str, finish_reason: FinishReason, usage: dict[str, Any]) -> None:
+    def __init__(
+        self, text: str, finish_reason: FinishReason, usage: dict[str, Any], tool_calls: list[dict[str, str]]
+    ) -> None:
         self.text = text
+        self.tool_calls = tool_calls
         self.finish_reason = finish_reason
         self.prompt_tokens = _count_or_none(usage.get("prompt_tokens"))
         self.completion_tokens = _count_or_none(usage.get("completion_tokens"))
@@ -253,7 +266,12 @@ class _Drawn:
     def read(cls, value: Any) -> _Drawn:
         choice = _first_choice(value)
         reason = choice.get("finish_reason")
+        calls = []
         if "message" in choice:
+            calls = [
+                {"id": call["id"], "name": call["function"]["name"], "arguments": call["function"]["arguments"]}
+                for call in choice["message"].get("tool_calls") or ()
+            ]
             text = choice["message"].get("content")
             if text is None and reason is not None:
                 text = ""  # a refusal, or thinking that used up every token
@@ -262,7 +280,7 @@ class _Drawn:
         if not isinstance(text, str):
             raise TypeError(f"expected text, found {type(text).__name__}")
         usage = value.get("usage")
-        return cls(text, "length" if reason == "length" else "stop", usage if isinstance(usage, dict) else {})
+        return cls(text, "length" if reason == "length" else "stop", usage if isinstance(usage, dict) else {}, calls)
 
 
 class _Echo:
@@ -322,6 +340,17 @@ def _checked_endpoint(endpoint: str) -> str:
             "--endpoint must hold no user, password or query (it is stored with the run); use --api-key-env"
         )
     return endpoint.rstrip("/")
+
+
+def _turn(turn: Message) -> dict[str, Any]:
+    """A message as the chat protocol has it."""
+    told: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    if isinstance(turn, ToolMessage):
+        if turn.tool_calls:
+            told["tool_calls"] = [dict(call) for call in turn.tool_calls]
+        if turn.tool_call_id:
+            told["tool_call_id"] = turn.tool_call_id
+    return told
 
 
 def _stops(prompt: Prompt, *, chat: bool) -> tuple[str, ...]:

@@ -20,13 +20,13 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from plt_benchmarks.protocols import SandboxError, SandboxJob, SandboxLimits, SandboxOutcome
 from plt_eval.errors import MissingExtra
 from plt_eval.sandbox.job import DRIVER, JOB_FOLDER, environment, job_files, limits_text, outcome
 from plt_eval.sandbox.launch import BARE_PYTHON, LAUNCHER
+from plt_eval.sandbox.owners import is_orphan, process_identity
 from plt_eval.sandbox.supervisor import Collector, Wiring, supervise
 from plt_eval.sandbox.usage import Usage
 
@@ -57,7 +57,7 @@ class Docker:
         self._image = image or DEFAULT_IMAGE
         self._api_error = docker.errors.APIError
         self._errors = (docker.errors.DockerException, OSError)
-        self._owner = _identity(os.getpid())
+        self._owner = process_identity(os.getpid())
         with self._broken("does the Docker daemon run, and may this user reach it?"):
             self._api: Any = docker.APIClient(
                 **docker.utils.kwargs_from_env(), version="auto", timeout=_ANSWER_S, num_pools=4, max_pool_size=64
@@ -162,7 +162,7 @@ class Docker:
     def _remove_orphans(self) -> None:
         """Remove the containers of harnesses of this machine that are dead."""
         for found in self._api.containers(all=True, filters={"label": LABEL}):
-            if _is_orphan(found["Labels"][LABEL], self._owner):
+            if is_orphan(found["Labels"][LABEL], self._owner):
                 self._remove(found["Id"])
 
     @contextlib.contextmanager
@@ -259,25 +259,3 @@ def _ulimits(limits: SandboxLimits) -> list[dict[str, Any]]:
     pairs = (item.split("=") for item in limits_text(limits, None).split(","))
     values = {name.lower(): int(value) for name, value in pairs if name != "AS"}
     return [{"Name": name, "Soft": value, "Hard": value + (name == "cpu")} for name, value in values.items()]
-
-
-def _identity(pid: int) -> str:
-    """A process, told apart from every other, also after its number was given to another one."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    return f"{socket.gethostname()}/{boot}/{os.readlink('/proc/self/ns/pid')}/{pid}/{started}"
-
-
-def _is_orphan(owner: str, ours: str) -> bool:
-    """Whether `owner` is a dead process of our machine; of another machine or namespace we cannot know."""
-    theirs, own = owner.split("/"), ours.split("/")
-    if len(theirs) != len(own) or theirs[0] != own[0]:
-        return False
-    if theirs[1] != own[1]:  # the machine was started anew
-        return True
-    if theirs[2] != own[2]:
-        return False
-    try:
-        return _identity(int(theirs[3])) != owner
-    except (OSError, ValueError, IndexError):
-        return True
