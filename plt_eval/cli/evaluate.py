@@ -192,8 +192,8 @@ def _refuse_swe_options(options: RunOptions) -> None:
     for field in fields(options.swe) if options.swe is not None else ():
         if getattr(options.swe, field.name) is not None:
             raise UserError(
-                f"{_flag(field.name)} has no effect on suite {options.suite}: it belongs to swe, swe-lite, multi-swe and "
-                "multi-swe-bench"
+                f"{_flag(field.name)} has no effect on suite {options.suite}: it belongs to swe, swe-lite, multi-swe "
+                "and multi-swe-bench"
             )
 
 

@@ -239,8 +239,8 @@ def run(
     """Evaluate loop counts, an endpoint or a file.
 
     All runs of one command are printed as one table. Stopped or killed, the same command goes on where it stood;
-    complete, it prints the stored result. An option that has no effect with the chosen engine or suite is an error; [swe]
-    marks those of swe, swe-lite, multi-swe and multi-swe-bench.
+    complete, it prints the stored result. An option that has no effect with the chosen engine or suite is an error;
+    [swe] marks those of swe, swe-lite, multi-swe and multi-swe-bench.
     """
     from plt_eval.cli.evaluate import RunOptions, report_runs
     from plt_eval.swe.command import SweOptions

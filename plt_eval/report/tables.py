@@ -135,6 +135,9 @@ def benchmark_table(selection: Selection) -> PaperTable:
     note = "Own values with 95% intervals over problems, documents or packages, or ± the standard deviation over seeds."
     if any("humaneval.plus" in name for name in own["quantity"]):
         note += " The paper's HumanEval+ is humaneval.plus.pass@1 here."
+    for suite, title in (("swe", "SWE-bench Verified"), ("multi-swe", "SWE-bench Multilingual")):
+        if any(name.startswith(f"{suite}.resolved") for name in own["quantity"]):
+            note += f" Its {title} is {suite}.resolved here."
     missing = None if not own.empty else "no complete evaluation or study of it is there"
     data = pd.concat([own, printed[list(COLUMNS)]], ignore_index=True)
     return PaperTable("table2", "Benchmarks by loop count", note, tuple(blocks), data, missing)

@@ -17,8 +17,8 @@ from plt_eval.errors import UserError
 from plt_eval.swe.chat import SharedEngine
 
 POLICY = "oldest-steps-first"
-"""System prompt and issue stay; the oldest answers go with what followed them, and a line says how many. What the newest
-step alone has too much is cut out of its middle."""
+"""System prompt and issue stay; the oldest answers go with what followed them, and a line says how many. What the
+newest step alone has too much is cut out of its middle."""
 ACTION = r"```mswea_bash_command\s*\n(.*?)\n```"
 HEAD = 2
 """Messages that always stay: the system prompt and the issue."""
@@ -190,10 +190,8 @@ class ChatModel:
     def _request(self, messages: list[Message], left_out: int) -> GenerationRequest:
         if left_out:
             note = f"\n\n({left_out} earlier messages of this conversation are left out here: they did not fit.)"
-            messages = [
-                *messages[: HEAD - 1],
-                replace(messages[HEAD - 1], content=messages[HEAD - 1].content + note),
-            ] + (messages[HEAD:])
+            issue = messages[HEAD - 1]
+            messages = [*messages[: HEAD - 1], replace(issue, content=issue.content + note), *messages[HEAD:]]
         transcript = "".join(TURN.format(role=turn.role) + turn.content for turn in messages)
         prompt = Prompt(
             text=transcript.lstrip() + TURN.format(role="assistant"),

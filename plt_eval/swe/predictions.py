@@ -1,8 +1,8 @@
 """Patches from files, in the official forms, and the data's own; and the patches of a run, written as the official
 commands read them.
 
-    {"instance_id": "...", "model_name_or_path": "...", "model_patch": "diff ..."}      swebench: a line, a list, or by id
-    {"org": "...", "repo": "...", "number": 1, "fix_patch": "diff ..."}                 Multi-SWE-bench: a line
+    {"instance_id": "...", "model_name_or_path": "...", "model_patch": "diff ..."}   swebench: a line, a list, or by id
+    {"org": "...", "repo": "...", "number": 1, "fix_patch": "diff ..."}              Multi-SWE-bench: a line
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class PredictionsEngine:
         unknown = [instance for instance in found if instance not in known]
         if unknown:
             raise UserError(
-                f"--predictions {path}: {len(unknown)} of {len(found)} instances are not in the data, first {unknown[0]!r}"
+                f"--predictions {path}: {len(unknown)} of {len(found)} instances are not in the data, "
+                f"first {unknown[0]!r}"
             )
         if not found:
             raise UserError(f"--predictions {path}: expected predictions, found none")

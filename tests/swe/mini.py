@@ -1,8 +1,8 @@
 """Miniature instances with everything that real ones have: a repository with history, a future that holds the fix, a
 remote, an image of their own, tests that fail before the fix, and rows in the official forms.
 
-`calc` is judged by its pytest lines, `cargo` by another log parser; `bytes` is in Multi-SWE-bench's form, under the name
-of a repository that its harness knows.
+`calc` is judged by its pytest lines, `cargo` by another log parser; `bytes` is in Multi-SWE-bench's form, under the
+name of a repository that its harness knows.
 """
 
 from __future__ import annotations

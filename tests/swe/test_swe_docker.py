@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 from conftest import Cli
-from mini import HANGING, PROBLEM, SECRET, WRONG, Instance, write_rows
+from mini import HANGING, PROBLEM, SECRET, WRONG, Instance, build, write_rows
 from scripted import FIX, SOLUTION, SUBMIT, ScriptedDecoder, ScriptedServer, block, by_step
 
+from plt_benchmarks.protocols import SandboxError
+from plt_benchmarks.swe.rows import swebench_task
+from plt_eval.errors import UserError
 from plt_eval.sandbox.owners import process_identity
 from plt_eval.store import Run, list_runs
 from plt_eval.swe.containers import LABEL, RUN_LABEL, DockerHost
@@ -83,7 +86,7 @@ def test_every_outcome_has_its_class(cli: Cli, tmp_path: Path, calc: Instance, c
     assert metrics is not None
     assert {name: metric.value for name, metric in metrics.metrics.items()} == {
         "swe.resolved": 0.5,
-        "swe.empty_patch": 0.5,
+        "swe.outcome/empty_patch": 0.5,
     }
     assert containers() == []
 
@@ -170,6 +173,39 @@ def test_containers_have_no_network_unless_the_script_installs(
     cli("run", "--suite", "swe", "--data", "rows.jsonl", "--gold", "--wheels", "wheels", "--results", "r")
     logs = {path.parent.name: path.read_text() for path in (tmp_path / "r").rglob("test_output.txt")}
     assert "eth0" not in logs[cargo.id]
+
+
+def test_an_image_without_kill_times_out_all_the_same(cli: Cli, tmp_path: Path, calc: Instance) -> None:
+    """The harness wants to `kill` what hangs; where the image has no such program, Docker refuses and it gives up."""
+    image = "plt-eval-test/no-kill:latest"
+    (tmp_path / "image").mkdir()
+    build(tmp_path / "image", image, f"FROM {calc.image}\nRUN rm -f /bin/kill /usr/bin/kill\n")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({**calc.row, "image": image}) + "\n")
+    write_predictions(tmp_path / "p.jsonl", {calc.id: calc.patch(HANGING)})
+    cli("run", "--suite", "swe", "--data", "rows.jsonl", "--predictions", "p.jsonl", "--test-timeout", "3")
+    assert outcomes(tmp_path) == {calc.id: "tests_timed_out"}
+
+
+def test_images_that_cannot_fit_are_refused_before_anything_is_pulled(
+    calc: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {**calc.row, "instance_id": f"mini__many-{i}", "version": str(i), "image": f"plt-eval-test.invalid/{i}:latest"}
+        for i in range(40)
+    ]
+    tasks = [swebench_task("row", row) for row in rows]
+    said: list[str] = []
+    host = DockerHost(notify=said.append)
+    host.open("disk")
+    monkeypatch.setattr(DockerHost, "_free_disk", lambda _: 100 << 30)
+    with pytest.raises(UserError, match=r"40 of 40 images .* needs about 125 GiB, but only 100 GiB are free"):
+        host.plan(tasks)
+    host.keep = "none"
+    host.plan(tasks)
+    assert "pulling them with --keep-images none needs about 17 GiB, 100 GiB are free" in said[-1]
+    monkeypatch.setattr(DockerHost, "_free_disk", lambda _: 1 << 30)
+    with pytest.raises(SandboxError, match=r"disk full: 1\.0 GiB are free"):
+        host.ensure(tasks[0])
 
 
 # --- the agent --------------------------------------------------------------------------------------------
@@ -360,15 +396,8 @@ def test_stopped_in_the_middle_it_goes_on_and_leaves_no_container(
 ) -> None:
     write_rows(tmp_path / "rows.jsonl", calc, cargo)
     slow = ("sleep 30", *SOLUTION[1:])
-
-    def answer(messages: list[dict[str, Any]]) -> str:
-        return by_step(slow if slowly else SOLUTION)(messages)
-
-    slowly = True
-    model.answer = answer
-    # The cargo instance is solved and judged first; the other one's agent is at work when the end comes.
+    # One instance is solved and judged first; the other one's agent is at work when the end comes.
     command = ["run", "--suite", "swe", "--data", "rows.jsonl", *model.options(), "--workers", "1"]
-    slowly = False
     model.answer = lambda messages: by_step(SOLUTION if len(model.asked) <= 4 else slow)(messages)
     process = subprocess.Popen(
         [sys.executable, "-m", "plt_eval", *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True
@@ -451,8 +480,6 @@ def test_containers_of_the_living_are_left_alone(calc: Instance) -> None:
 
 def test_pulled_images_go_when_nothing_needs_them_any_more(calc: Instance) -> None:
     """Nothing can be pulled here: two tags of an image stand for two that were."""
-    from plt_benchmarks.swe.rows import swebench_task
-
     tags = ["plt-eval-test/pulled:1", "plt-eval-test/pulled:2"]
     tasks = [
         swebench_task("row", {**calc.row, "instance_id": f"mini__pulled-{i}", "image": tag})

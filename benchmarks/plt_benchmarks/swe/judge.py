@@ -44,8 +44,8 @@ LATE_S = 900
 
 
 class Host(Protocol):
-    """What the judging needs of its surroundings; thread-safe. `ensure` makes an image available and raises OSError with
-    one line where it cannot; `release` says that a task's image is not needed any more."""
+    """What the judging needs of its surroundings; thread-safe. `ensure` makes an image available and raises OSError
+    (one line) where it cannot; `release` says that a task's image is not needed any more."""
 
     def ensure(self, task: Task) -> None: ...
 
@@ -192,8 +192,8 @@ _GAVE_UP = {
 
 
 def with_merged_streams(script: str) -> str:
-    """`script` with both streams in one from its first command on. The harness reads them as two streams that Docker may
-    hand over in the wrong order, and looks for its markers and the tests' lines in the result
+    """`script` with both streams in one from its first command on. The harness reads them as two streams that Docker
+    may hand over in the wrong order, and looks for its markers and the tests' lines in the result
     (https://github.com/SWE-bench/SWE-bench/issues/377)."""
     lines = script.split("\n")
     at = next((i for i, line in enumerate(lines) if line and not line.startswith(("#!", "set "))), len(lines))

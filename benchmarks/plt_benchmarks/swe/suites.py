@@ -83,7 +83,7 @@ class SweSuite:
                 continue
             share = hits / len(counted)
             low, high = wilson_interval(share, len(counted))
-            name = f"{self.name}.resolved" if outcome == "resolved" else f"{self.name}.{outcome}"
+            name = f"{self.name}.resolved" if outcome == "resolved" else f"{self.name}.outcome/{outcome}"
             words = f"{self.title}: share of instances with outcome {outcome} ({meaning}), 95% Wilson interval"
             metrics[name] = Metric(share, len(counted), low, high, words)
         return metrics
