@@ -226,9 +226,9 @@ def estimated_bytes(missing: Sequence[Task], keep: KeepImages) -> int:
     environments = len({task.environment for task in missing})
     further = len(missing) - environments
     if keep == "none":  # a few at a time
-        return RESERVE + 4 * FIRST_OF_ENVIRONMENT
-    if keep == "env":
-        return RESERVE + environments * FIRST_OF_ENVIRONMENT + 4 * NEXT_OF_ENVIRONMENT
+        environments, further = min(4, environments), 0
+    elif keep == "env":
+        further = min(4, further)
     return RESERVE + environments * FIRST_OF_ENVIRONMENT + further * NEXT_OF_ENVIRONMENT
 
 

@@ -264,7 +264,7 @@ def test_disk_is_estimated_by_images_and_environments() -> None:
 
     everything = estimated_bytes(tasks(500, 100), "all")
     assert RESERVE + 100 * GIB < estimated_bytes(tasks(500, 100), "env") < everything
-    assert estimated_bytes(tasks(500, 100), "none") == estimated_bytes(tasks(5, 1), "none")
+    assert estimated_bytes(tasks(500, 100), "none") == estimated_bytes(tasks(4, 4), "none") == RESERVE + 12 * GIB
 
 
 # --- predictions ------------------------------------------------------------------------------------------

@@ -92,10 +92,16 @@ def swebench_task(place: str, row: dict[str, Any]) -> Task:
         base_commit=row["base_commit"],
         gold=row["patch"],
         test_patch=row["test_patch"],
-        environment=f"{row['repo']} {row['version']}",
+        environment=_environment(row),
         needs_network=needs_network(row["eval_script"]),
         row=row,
     )
+
+
+def _environment(row: Mapping[str, Any]) -> str:
+    """Project and version; the project alone where the version is the instance's own number (Multilingual)."""
+    own = row["instance_id"].endswith(f"-{row['version']}")
+    return str(row["repo"]) if own else f"{row['repo']} {row['version']}"
 
 
 def needs_network(script: str) -> bool:
