@@ -39,12 +39,13 @@ CONFIGURATION = {"text": "swebench_backticks.yaml", "tools": "swebench.yaml"}
 TRIES = 3
 """Attempts at an instance whose container breaks."""
 GRACE_S = 10.0
-"""How long agents may take to notice that they are to stop, in seconds."""
+"""How long the end of a run waits for containers that are being started, in seconds."""
 OUTPUT_BYTES = 4 << 20
 """What is read of a command's output; the rest is read by nobody, and the command is ended."""
 
 NO_PEEKING = r"""
-cd {workdir} || exit 9
+set -e
+cd {workdir}
 rm -f /home/*.patch /home/fix-run.sh /home/test-run.sh /*.patch
 git config --global --add safe.directory '*'
 for remote in $(git remote); do git remote remove "$remote"; done
@@ -52,8 +53,8 @@ git for-each-ref --no-merged=HEAD --format='%(refname)' | while read -r ref; do 
 git stash clear
 rm -rf .git/logs .git/FETCH_HEAD .git/ORIG_HEAD .git/MERGE_HEAD
 git reflog expire --expire=now --expire-unreachable=now --all
-git repack -a -d -q && git prune --expire=now
-git rev-parse HEAD
+git repack -a -d -q
+git prune --expire=now
 """
 """Leave the agent the history up to the commit that it starts from, and neither what came later, nor where to fetch it,
 nor the patches that some images carry."""
@@ -98,7 +99,8 @@ class AgentEngine:
         self._workers = workers
         self._notify = notify
         self._stopped = threading.Event()
-        self._active: set[str] = set()
+        self._starting: set[str] = set()
+        self._model = str(engine.identity().get("model", engine.name)).replace("/", "__")
         if settings.actions == "tools" and not getattr(engine, "takes_tools", False):
             raise UserError("--agent-actions tools: the model's chat template has no tools; use --agent-actions text")
 
@@ -140,7 +142,7 @@ class AgentEngine:
         deadline = time.monotonic() + GRACE_S
         while True:
             self._host.remove_containers({})
-            if not self._active or time.monotonic() > deadline:
+            if not self._starting or time.monotonic() > deadline:
                 break
             time.sleep(0.2)
         self._engine.close()
@@ -148,13 +150,6 @@ class AgentEngine:
     # --- one instance -------------------------------------------------------------------------------------
 
     def _solve(self, request: GenerationRequest) -> Completion:
-        self._active.add(request.id)
-        try:
-            return self._tried(request)
-        finally:
-            self._active.discard(request.id)
-
-    def _tried(self, request: GenerationRequest) -> Completion:
         task = self._tasks[request.id.rpartition("#")[0]]
         trouble = ""
         for attempt in range(TRIES):
@@ -186,16 +181,7 @@ class AgentEngine:
             context=settings.context,
         )
         started = time.monotonic()
-        container = agents.Container(
-            image=task.image,
-            cwd=task.workdir,
-            env={**config["environment"]["env"], "BASH_ENV": "/root/.bashrc"},
-            timeout=settings.command_timeout,
-            interpreter=config["environment"]["interpreter"],
-            run_args=["--rm", *self._host.run_arguments()],
-            container_timeout=str(settings.wall_time + 3600),
-            pull_timeout=600,
-        )
+        container = self._started(request.id, task, config["environment"])
         try:
             container.prepare(NO_PEEKING.format(workdir=shlex.quote(task.workdir)))
             ready = time.monotonic()
@@ -219,7 +205,7 @@ class AgentEngine:
         status = str(ending.get("exit_status", ""))
         detail = {
             "exit_status": status,
-            "model": str(self._engine.identity().get("model", self.name)).replace("/", "__"),
+            "model": self._model,
             "steps": agent.n_calls,
             "agent_seconds": {
                 "container": round(ready - started, 2),
@@ -240,6 +226,27 @@ class AgentEngine:
             seconds=done - started,
             detail=detail,
         )
+
+    def _started(self, request_id: str, task: Task, environment: Mapping[str, Any]) -> Any:
+        """A container for the agent. Raises ContainerLost when the run was stopped meanwhile, and what Docker does."""
+        self._starting.add(request_id)
+        try:
+            container = mini_swe_agent().Container(
+                image=task.image,
+                cwd=task.workdir,
+                env={**environment["env"], "BASH_ENV": "/root/.bashrc"},
+                timeout=self._settings.command_timeout,
+                interpreter=environment["interpreter"],
+                run_args=["--rm", *self._host.run_arguments()],
+                container_timeout=str(self._settings.wall_time + 3600),
+                pull_timeout=600,
+            )
+            if self._stopped.is_set():
+                container.cleanup()
+                raise ContainerLost("the run was stopped")
+            return container
+        finally:
+            self._starting.discard(request_id)
 
 
 class ContainerLost(Exception):

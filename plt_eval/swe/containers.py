@@ -73,6 +73,8 @@ class DockerHost:
             import docker
         except ImportError:
             raise MissingExtra("docker", "swe", "a SWE suite") from None
+        if shutil.which("docker") is None:
+            raise SandboxError("the command `docker` is not installed: agents and the official harness call it")
         self._docker = docker
         self._owner = process_identity(os.getpid())
         self._pull_slots = threading.BoundedSemaphore(self.pulls)
