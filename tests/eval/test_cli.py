@@ -293,7 +293,7 @@ def test_an_option_without_effect_is_an_error_that_names_it(cli: Cli, engine: st
 
 def test_every_option_is_for_all_engines_or_listed() -> None:
     common = {"suite", "engine", "data", "limit", "n_samples", "results", "run_id", "sandbox"}
-    common |= {"sandbox_image", "scoring_workers"}
+    common |= {"sandbox_image", "scoring_workers", "swe"}
     assert set(RunOptions.__dataclass_fields__) == common | set(ONLY_WITH)
 
 

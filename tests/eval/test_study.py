@@ -101,8 +101,9 @@ def lasting(study: Study) -> list[dict[str, Any]]:
 
 
 def files(folder: Path) -> dict[str, int]:
-    """When every file was written."""
-    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    """When every file was written; but for lock files, which filelock may touch whenever it takes them."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name != "lock")
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in found}
 
 
 # --- what comes out -----------------------------------------------------------------------------------------
