@@ -190,7 +190,12 @@ def test_images_that_cannot_fit_are_refused_before_anything_is_pulled(
     calc: Instance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [
-        {**calc.row, "instance_id": f"mini__many-{i}", "version": str(i), "image": f"plt-eval-test.invalid/{i}:latest"}
+        {
+            **calc.row,
+            "instance_id": f"mini__many-{i}",
+            "version": f"1.{i}",
+            "image": f"plt-eval-test.invalid/{i}:latest",
+        }
         for i in range(40)
     ]
     tasks = [swebench_task("row", row) for row in rows]

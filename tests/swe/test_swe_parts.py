@@ -259,7 +259,7 @@ def test_a_harness_that_dies_is_no_verdict(tmp_path: Path, monkeypatch: pytest.M
 
 def test_disk_is_estimated_by_images_and_environments() -> None:
     def tasks(count: int, environments: int) -> list[Task]:
-        rows = [{**ROW, "version": str(i % environments), "instance_id": f"a__b-{i}"} for i in range(count)]
+        rows = [{**ROW, "version": f"1.{i % environments}", "instance_id": f"a__b-{i}"} for i in range(count)]
         return [swebench_task("row", row) for row in rows]
 
     everything = estimated_bytes(tasks(500, 100), "all")
