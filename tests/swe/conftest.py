@@ -40,12 +40,14 @@ def docker() -> str:
 
 @pytest.fixture(scope="session")
 def calc(docker: str, tmp_path_factory: pytest.TempPathFactory) -> Instance:
-    return swebench_instance(tmp_path_factory.mktemp("calc"), 1, base=docker)
+    return swebench_instance(tmp_path_factory.mktemp("calc"), 1, base=docker, stop_signal="SIGKILL")
 
 
 @pytest.fixture(scope="session")
 def cargo(docker: str, tmp_path_factory: pytest.TempPathFactory) -> Instance:
-    return swebench_instance(tmp_path_factory.mktemp("cargo"), 2, base=docker, parser="parse_log_cargo")
+    return swebench_instance(
+        tmp_path_factory.mktemp("cargo"), 2, base=docker, parser="parse_log_cargo", stop_signal="SIGKILL"
+    )
 
 
 @pytest.fixture(scope="session")

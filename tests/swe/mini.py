@@ -117,13 +117,16 @@ def build(folder: Path, image: str, dockerfile: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def swebench_instance(folder: Path, number: int, *, base: str, parser: str = "parse_log_pytest") -> Instance:
-    """One in the form of swebench 5, with its image built."""
+def swebench_instance(
+    folder: Path, number: int, *, base: str, parser: str = "parse_log_pytest", stop_signal: str | None = None
+) -> Instance:
+    """One in the form of swebench 5, with its image built; `docker stop` waits 15 s for it without a `stop_signal`."""
     commits = make_repository(folder)
     gold, test = _patches(folder / "repository", commits)
     name = f"mini__calc-{number}"
     image = f"plt-eval-test/sweb.eval.x86_64.mini_1776_calc-{number}:latest"
-    build(folder, image, f"FROM {base}\nCOPY repository /testbed\nWORKDIR /testbed\n")
+    stop = "" if stop_signal is None else f"STOPSIGNAL {stop_signal}\n"
+    build(folder, image, f"FROM {base}\nCOPY repository /testbed\nWORKDIR /testbed\n{stop}")
     pytest_names = {"old": "test_calc.py::test_twice", "new": "test_calc.py::test_add"}
     names = pytest_names if parser == "parse_log_pytest" else {"old": "test_twice", "new": "test_add"}
     command = "python3 -m pytest -rA -p no:cacheprovider test_calc.py"

@@ -1,10 +1,12 @@
-"""What both official harnesses run in: a process of its own, with a folder of its own, that dies with its parent.
+"""What both official harnesses run in: a process of its own, in the order's own folder, that dies with its parent.
 
-    python -m plt_benchmarks.swe.child <<< '{"harness": "swebench", ...}'
+    python -m plt_benchmarks.swe.child <<< '{"harness": "swebench", "folder": ...}'
 
 The harnesses write to paths relative to the working directory, set process-wide limits, open Docker clients at import
 and may end the process; none of that reaches the one that asks. The verdict is a file, `verdict.json`: what is printed
-counts for nothing. Every container that the harness makes gets the options of the order (labels, limits, network).
+goes to `harness.log` and counts for nothing. Every container that the harness makes gets the options of the order
+(labels, limits, network). swebench, which judges many patches in a process anyway, takes one order after another, each
+answered by a line; Multi-SWE-bench keeps loggers and more in its modules, and gets a new process for each.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 VERDICT = "verdict.json"
@@ -27,35 +30,61 @@ _GIT_REFUSED = re.compile(
 SKIPPED_PATCH = ">>>>> Patch Apply Failed"
 
 
+DONE = b"done\n"
+HARNESS_LOG = "harness.log"
+_options: dict[str, Any] = {}
+"""What every container gets besides what its creator asks for."""
+
+
 def main() -> None:
-    """Read the order (one JSON line), judge, write the verdict into the working directory. Ends at once when the
-    standard input does: then whoever asked is gone."""
-    order = json.loads(sys.stdin.readline())
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    os.chdir(order["folder"])
-    _equip_containers(order["container"])
-    judge = _swebench if order["harness"] == "swebench" else _multi_swe_bench
-    Path(VERDICT).write_text(json.dumps(judge(order)), encoding="utf-8")
+    """Take orders (a JSON line each), judge, write the verdict into the order's folder, and answer with DONE. Ends at
+    once when the standard input does: then whoever asks is gone."""
+    answers = os.dup(1)
+    orders: SimpleQueue[str] = SimpleQueue()
+    threading.Thread(target=_take_orders, args=(orders,), daemon=True).start()
+    _equip_containers()
+    while True:
+        order = json.loads(orders.get())
+        os.chdir(order["folder"])
+        _print_to(HARNESS_LOG)
+        _options.clear()
+        _options.update(order["container"])
+        one_of_many = order["harness"] == "swebench"
+        Path(VERDICT).write_text(json.dumps((_swebench if one_of_many else _multi_swe_bench)(order)), encoding="utf-8")
+        sys.stdout.flush()
+        os.write(answers, DONE)
+        if not one_of_many:
+            return
 
 
-def _die_with_parent() -> None:
-    sys.stdin.read()
+def _take_orders(orders: SimpleQueue[str]) -> None:
+    for line in sys.stdin:
+        orders.put(line)
     os._exit(3)
 
 
-def _equip_containers(options: Mapping[str, Any]) -> None:
-    """Give every container that is created from here on `options` besides what its creator asks for."""
+def _print_to(path: str) -> None:
+    """Let both streams go to the file `path` from here on."""
+    sys.stdout.flush()
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+
+
+def _equip_containers() -> None:
+    """Give every container that is created from here on `_options`."""
     from docker.models.containers import ContainerCollection
 
     created = ContainerCollection.create
 
     def create(self: Any, image: Any, command: Any = None, **asked: Any) -> Any:
-        together = {**options, **asked}
+        together = {**_options, **asked}
         for name in ("environment", "volumes", "labels"):
             own = asked.get(name) or {}
             if isinstance(own, list):
                 own = dict(item.split("=", 1) for item in own)
-            together[name] = {**options.get(name, {}), **{str(key): value for key, value in own.items()}}
+            together[name] = {**_options.get(name, {}), **{str(key): value for key, value in own.items()}}
         return created(self, image, command, **together)
 
     ContainerCollection.create = create

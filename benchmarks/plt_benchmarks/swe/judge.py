@@ -1,4 +1,4 @@
-"""Verdicts on patches: one process of the official harness for each, and its files kept.
+"""Verdicts on patches: processes of the official harness, a folder for each patch, and its files kept.
 
     judged/<instance>/<hash of the patch>/     order, row, prediction, the harness' logs and reports, verdict.json
 
@@ -11,18 +11,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from plt_benchmarks.protocols import Answer, Sample, Score
-from plt_benchmarks.swe.child import VERDICT
+from plt_benchmarks.swe.child import DONE, HARNESS_LOG, VERDICT
 from plt_benchmarks.swe.rows import Harness, Task, task_of
 
 OUTCOMES = {
@@ -71,6 +73,7 @@ class PatchScorer:
     test_timeout: int
     merge_streams: bool
     _children: set[subprocess.Popen[bytes]] = field(default_factory=set)
+    _idle: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _closed: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -114,7 +117,7 @@ class PatchScorer:
             "model": model, "run_id": run_id, "test_timeout": self.test_timeout, "container": options,
         }  # fmt: skip
         try:
-            ended = self._run(order, folder / "harness.log")
+            ended = self._run(order)
             verdict = self._read(folder, ended)
         finally:
             self.host.remove_containers(own)
@@ -128,56 +131,77 @@ class PatchScorer:
             row["eval_script"] = with_merged_streams(row["eval_script"])
         return row
 
-    def _run(self, order: Mapping[str, Any], log: Path) -> str:
+    def _run(self, order: Mapping[str, Any]) -> str:
         """Let a child judge; returns what is wrong with how it ended, or ""."""
-        with log.open("wb") as stream:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "plt_benchmarks.swe.child"],
-                stdin=subprocess.PIPE,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"},
-                start_new_session=True,  # Ctrl-C is for us: we end it ourselves
-            )
-        with self._lock:
-            self._children.add(child)
-            closed = self._closed
+        child = self._child(Path(order["folder"]))
+        if child is None:
+            return "the judging was stopped"
+        assert child.stdin is not None
+        assert child.stdout is not None
+        well = False
         try:
-            if closed:
-                return "the judging was stopped"
-            assert child.stdin is not None
             child.stdin.write(json.dumps(order).encode() + b"\n")
             child.stdin.flush()
             limit = self.test_timeout + LATE_S
-            try:
-                code = child.wait(limit)
-            except subprocess.TimeoutExpired:
+            if not select.select([child.stdout], [], [], limit)[0]:
                 return f"the harness did not end within {limit} s"
-            return f"the harness ended with exit code {code}" if code else ""
+            well = child.stdout.readline() == DONE
+            return "" if well else f"the harness ended with exit code {child.wait()}"
         except BrokenPipeError:
             return "the harness ended before it began"
         finally:
-            child.kill()
-            child.wait()
-            if child.stdin is not None:
-                child.stdin.close()
-            with self._lock:
-                self._children.discard(child)
+            if well and self.harness == "swebench":
+                with self._lock:
+                    self._idle.append(child)
+            else:
+                self._end(child)
+
+    def _child(self, folder: Path) -> subprocess.Popen[bytes] | None:
+        """A process that waits for an order; None when we are closed. What a new one says goes to `folder`."""
+        with self._lock:
+            if self._closed:
+                return None
+            if self._idle:
+                return self._idle.pop()
+            with (folder / HARNESS_LOG).open("wb") as log:
+                child = subprocess.Popen(
+                    [sys.executable, "-m", "plt_benchmarks.swe.child"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"},
+                    start_new_session=True,  # Ctrl-C is for us: we end it ourselves
+                )
+            self._children.add(child)
+            return child
+
+    def _end(self, child: subprocess.Popen[bytes]) -> None:
+        child.kill()
+        child.wait()
+        with suppress(BrokenPipeError):  # what it did not read any more
+            for stream in (child.stdin, child.stdout):
+                if stream is not None:
+                    stream.close()
+        with self._lock:
+            self._children.discard(child)
 
     def _read(self, folder: Path, ended: str) -> dict[str, Any]:
         path = folder / VERDICT
         if path.is_file():
             verdict: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return verdict
-        said = (folder / "harness.log").read_text(errors="replace").strip().splitlines()
+        said = (folder / HARNESS_LOG).read_text(errors="replace").strip().splitlines()
         return {"error": f"{ended or 'the harness left no verdict'}: {(said or ['it said nothing'])[-1][:300]}"}
 
     def close(self) -> None:
         """End what is under way, with its containers."""
         with self._lock:
             self._closed = True
-            children = list(self._children)
-        for child in children:
+            idle, busy = list(self._idle), self._children - set(self._idle)
+            self._idle.clear()
+        for child in idle:
+            self._end(child)
+        for child in busy:  # whoever waits for it ends it
             child.kill()
         self.host.remove_containers({})
 
