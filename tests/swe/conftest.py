@@ -7,15 +7,14 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mini import BASE, Instance, multi_swe_instance, swebench_instance
+from mini import BASE, Cli, Instance, multi_swe_instance, swebench_instance
 from scripted import ScriptedServer
 
 CHECKOUT = Path(__file__).parents[2]
-Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")

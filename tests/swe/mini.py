@@ -11,10 +11,13 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+"""`plt-eval` with these arguments, in a folder of its own."""
 BASE = "plt-eval-swe-base:latest"
 BUGGY = "def add(a, b):\n    return a - b\n\n\ndef twice(a):\n    return 2 * a\n"
 FIXED = BUGGY.replace("a - b", "a + b")

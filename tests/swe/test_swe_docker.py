@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cli
-from mini import HANGING, PROBLEM, SECRET, WRONG, Instance, build, write_rows
+from mini import HANGING, PROBLEM, SECRET, WRONG, Cli, Instance, build, write_rows
 from scripted import FIX, SOLUTION, SUBMIT, ScriptedDecoder, ScriptedServer, block, by_step
 
 from plt_benchmarks.protocols import SandboxError
