@@ -334,8 +334,8 @@ def test_floods_and_commands_without_end_are_ended(
 
 
 def test_an_agent_solves_it_with_a_model_of_this_process(tmp_path: Path, calc: Instance, cargo: Instance) -> None:
-    """Two agents, one engine: its prompts, its template, its tokens and its batches are real, and only the tokens that
-    the model would choose are written down."""
+    """Two agents, one engine: its prompts, its template and its tokens are real, and only which tokens the model would
+    choose is written down."""
     import torch
     from rich.console import Console
 
@@ -385,7 +385,6 @@ def test_an_agent_solves_it_with_a_model_of_this_process(tmp_path: Path, calc: I
     )  # fmt: skip
     assert result.metrics.metrics["swe.resolved"].value == 1.0
     assert result.run.manifest.identity.loops == 2
-    assert max(decoder.batches) == 2  # both agents' requests in one batch
     assert sum(decoder.batches) == 8
     assert any("earlier messages of this conversation are left out" in text for text in decoder.read)
     assert max(map(len, decoder.read)) < 12_000
