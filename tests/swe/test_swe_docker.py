@@ -64,7 +64,7 @@ def test_gold_resolves_with_both_log_parsers(cli: Cli, tmp_path: Path, calc: Ins
 def test_every_outcome_has_its_class(cli: Cli, tmp_path: Path, calc: Instance, cargo: Instance) -> None:
     """And a patch that changed is judged again, in the same run; the others are not."""
     write_rows(tmp_path / "rows.jsonl", calc, cargo)
-    command = ["run", "--suite", "swe", "--data", "rows.jsonl", "--predictions", "p.jsonl", "--test-timeout", "4"]
+    command = ["run", "--suite", "swe", "--data", "rows.jsonl", "--predictions", "p.jsonl", "--test-timeout", "8"]
     write_predictions(tmp_path / "p.jsonl", {calc.id: calc.patch(WRONG), cargo.id: cargo.patch(HANGING)})
     cli(*command)
     assert outcomes(tmp_path) == {calc.id: "unresolved", cargo.id: "tests_timed_out"}
@@ -128,7 +128,7 @@ def test_multi_swe_bench_tells_gold_wrong_not_applying_and_hanging_apart(
     }
     for number, (patch, outcome) in enumerate(wanted.items()):
         (tmp_path / "p.jsonl").write_text(json.dumps({**exported, "fix_patch": patch}) + "\n")
-        cli(*command, "--predictions", "p.jsonl", "--test-timeout", "4", "--results", f"r{number}")
+        cli(*command, "--predictions", "p.jsonl", "--test-timeout", "8", "--results", f"r{number}")
         (run,) = list_runs(tmp_path / f"r{number}")
         assert [sample.detail["outcome"] for sample in run.samples()] == [outcome]
     assert containers() == []
