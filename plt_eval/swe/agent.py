@@ -164,7 +164,9 @@ class AgentEngine:
             except (SandboxError, subprocess.SubprocessError, ContainerLost) as error:
                 trouble = _one_line(error)
             except EngineTrouble as error:
+                self._host.release(task)
                 return Completion(request.id, "", "error", error=f"the engine gave up: {_one_line(error)}")
+        self._host.release(task)
         return Completion(request.id, "", "error", error=f"infrastructure: {trouble}")
 
     def _attempt(self, request: GenerationRequest, task: Task) -> Completion:
@@ -231,6 +233,8 @@ class AgentEngine:
         """A container for the agent. Raises ContainerLost when the run was stopped meanwhile, and what Docker does."""
         self._starting.add(request_id)
         try:
+            if self._stopped.is_set():
+                raise ContainerLost("the run was stopped")
             container = mini_swe_agent().Container(
                 image=task.image,
                 cwd=task.workdir,
@@ -320,9 +324,13 @@ def mini_swe_agent() -> MiniSweAgent:
                 command += ["-e", f"{name}={value}"]
             command += [str(self.container_id), *self.config.interpreter, action.get("command", "")]
             limit = timeout or self.config.timeout
-            text, code, why = _bounded(command, limit)
-            if why:
-                self._end_everything()
+            try:
+                text, code, why = _bounded(command, limit)
+            except (OSError, ValueError, TypeError) as error:  # a command with NUL, too long, or no text at all
+                text, code, why = "", -1, f"The command cannot be run: {error}"
+            else:
+                if why:
+                    self._end_everything()
             if code in (125, 126, 127, 137, 1) and not why and not self._alive():
                 raise ContainerLost("the agent's container has ended")
             output: dict[str, Any] = {"output": text, "returncode": -1 if why else code, "exception_info": why}

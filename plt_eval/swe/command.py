@@ -169,7 +169,8 @@ def _stored_engine(options: SweOptions, tasks: dict[str, Task]) -> PredictionsEn
 
 def _host(options: SweOptions, limits: ContainerLimits, notify: Callable[[str], None]) -> DockerHost:
     keep: KeepImages = options.keep_images or "all"  # type: ignore[assignment]
-    return DockerHost(limits, keep, pulls=2, notify=notify)
+    # Agents and judgements under way, and patches that wait for one: see the runner's backlog.
+    return DockerHost(limits, keep, pulls=2, notify=notify, at_once=6 * options.parallel)
 
 
 def _run_one(
@@ -192,7 +193,7 @@ def _run_one(
         used.plan([tasks[instance] for instance in waiting])
         _say_conditions(suite, [tasks[instance] for instance in waiting], limits, notify)
         suite.folder = folder / "judged"
-        suite.token = "plt-" + hashlib.sha256(folder.name.encode()).hexdigest()[:8]
+        suite.token = "plt-" + hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
         if isinstance(engine, AgentEngine):
             engine.folder = folder
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import subprocess
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -61,6 +62,8 @@ class DockerHost:
     pulls: int = 2
     notify: Callable[[str], None] = print
     run: str = ""
+    at_once: int = 4
+    """Images in use or waiting for a judgement at a time, at most; only for the reckoning of disk."""
 
     def __post_init__(self) -> None:
         self._client: Any = None
@@ -76,6 +79,7 @@ class DockerHost:
         if shutil.which("docker") is None:
             raise SandboxError("the command `docker` is not installed: agents and the official harness call it")
         self._docker = docker
+        _follow_the_commands_context()
         self._owner = process_identity(os.getpid())
         self._pull_slots = threading.BoundedSemaphore(self.pulls)
         self._lock = threading.Lock()
@@ -100,7 +104,7 @@ class DockerHost:
         missing = [task for task in _first_by_image(tasks) if not self._is_local(task.image)]
         if not missing:
             return
-        need = estimated_bytes(missing, self.keep)
+        need = estimated_bytes(missing, self.keep, self.at_once)
         free = self._free_disk()
         told = f"{len(missing)} of {len(self._waiting)} images are not on this machine"
         size = f"pulling them with --keep-images {self.keep} needs about {need / GIB:.0f} GiB"
@@ -223,14 +227,26 @@ class DockerHost:
             raise SandboxError(f"{what} ({_one_line(error)})") from error
 
 
-def estimated_bytes(missing: Sequence[Task], keep: KeepImages) -> int:
-    """Disk that pulling the images of `missing` needs, by their number and their environments: an estimate."""
+def _follow_the_commands_context() -> None:
+    """Let us and our children ask the daemon that the command `docker` asks, whose context docker-py does not know."""
+    if "DOCKER_HOST" in os.environ:
+        return
+    command = ["docker", "context", "inspect", "-f", "{{.Endpoints.docker.Host}}"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        told = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        if told.returncode == 0 and told.stdout.strip().startswith(("unix://", "tcp://", "ssh://")):
+            os.environ["DOCKER_HOST"] = told.stdout.strip()
+
+
+def estimated_bytes(missing: Sequence[Task], keep: KeepImages, at_once: int = 4) -> int:
+    """Disk that pulling the images of `missing` needs, by their number and their environments: an estimate. Images that
+    go again are there `at_once` at most."""
     environments = len({task.environment for task in missing})
     further = len(missing) - environments
     if keep == "none":  # a few at a time
-        environments, further = min(4, environments), 0
+        environments, further = min(at_once, environments), 0
     elif keep == "env":
-        further = min(4, further)
+        further = min(at_once, further)
     return RESERVE + environments * FIRST_OF_ENVIRONMENT + further * NEXT_OF_ENVIRONMENT
 
 

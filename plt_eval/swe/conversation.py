@@ -25,7 +25,10 @@ HEAD = 2
 CUTS = 12
 TURN = "\n\n### {role}\n"
 """What separates the turns of a transcript, for models without a chat template."""
-_REFUSED = re.compile(r"context|too long|maximum.{0,20}(length|tokens)|exceed", re.IGNORECASE)
+_REFUSED = re.compile(
+    r"HTTP (400|413|422).*(context_length_exceeded|maximum context length|context (length|window)|prompt is too long)",
+    re.IGNORECASE | re.DOTALL,
+)
 _TOOL_JSON = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 _TOOL_XML = re.compile(r"<function=(\w+)>(.*?)</function>", re.DOTALL)
 _PARAMETER = re.compile(r"<parameter=(\w+)>\n?(.*?)\n?</parameter>", re.DOTALL)
@@ -168,7 +171,7 @@ class ChatModel:
             try:
                 completion = self.shared.complete(request)
             except UserError as refused:
-                if not _REFUSED.search(str(refused)) or "HTTP 4" not in str(refused):
+                if not _REFUSED.search(str(refused)):
                     raise
                 dropped, cut = self._less(messages, dropped, cut)
                 continue

@@ -166,30 +166,33 @@ def _report(**found: list[str]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("report", "log", "output", "verdict"),
+    ("report", "log", "verdict"),
     [
-        (_report(resolved_ids=["i"]), "ran successfully", "", {"outcome": "resolved"}),
-        (_report(unresolved_ids=["i"]), "", "", {"outcome": "unresolved"}),
-        (_report(error_ids=["i"]), ">>>>> Patch Apply Failed:\nerror", "", {"outcome": "patch_failed"}),
-        (_report(error_ids=["i"]), "Test timed out after 5 seconds.", "", {"outcome": "tests_timed_out"}),
+        (_report(resolved_ids=["i"]), "ran successfully", {"outcome": "resolved"}),
+        (_report(unresolved_ids=["i"]), "", {"outcome": "unresolved"}),
+        (_report(error_ids=["i"]), ">>>>> Patch Apply Failed:\nerror", {"outcome": "patch_failed"}),
+        (_report(error_ids=["i"]), "Test timed out after 5 seconds.", {"outcome": "tests_timed_out"}),
         (
             _report(error_ids=["i"]),
             'container.exec_run(f"kill -TERM {exec_pid}", detach=True)\n400 Client Error: exec: "kill": executable '
             "file not found in $PATH",
-            "",
             {"outcome": "tests_timed_out"},
         ),
         (
             _report(error_ids=["i"]),
             "ImageNotFound\nError: no image",
-            "",
             {"error": "the harness judged nothing: Error: no image"},
         ),
-        (_report(unresolved_ids=["i"]), "", "cp: No space left on device", {"error": "disk full in the container"}),
+        (_report(resolved_ids=["i"]), "Git diff before: + No space left on device", {"outcome": "resolved"}),
+        (
+            _report(error_ids=["i"]),
+            "OSError: No space left on device",
+            {"error": "disk full: OSError: No space left on device"},
+        ),
     ],
 )
-def test_only_official_files_are_believed(report: Any, log: str, output: str, verdict: dict[str, Any]) -> None:
-    assert swebench_verdict(report, "i", log, output, "") == verdict
+def test_only_official_files_are_believed(report: Any, log: str, verdict: dict[str, Any]) -> None:
+    assert swebench_verdict(report, "i", log, "") == verdict
 
 
 def test_multi_swe_verdicts() -> None:
@@ -201,6 +204,11 @@ def test_multi_swe_verdicts() -> None:
     assert multi_swe_verdict(unresolved, "", "Error running i: no image", timed_out=False) == {
         "error": "the harness judged nothing: Error running i: no image"
     }
+    assert "error" in multi_swe_verdict(
+        _report(resolved_ids=["i"]), "test a ... ok", "Error running instance i", timed_out=False
+    )
+    binary = "error: cannot apply binary patch to 'a.png' without full index line"
+    assert multi_swe_verdict(unresolved, binary, "", timed_out=False) == {"outcome": "patch_failed"}
     assert multi_swe_verdict(unresolved, "x", "", timed_out=True) == {"outcome": "tests_timed_out"}
 
 

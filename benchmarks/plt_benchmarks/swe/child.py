@@ -23,10 +23,11 @@ from typing import Any
 
 VERDICT = "verdict.json"
 _GIT_REFUSED = re.compile(
-    r"^error: (patch failed|corrupt patch|No valid patches|.*: (patch does not apply|No such file or directory|"
-    r"already exists in working directory|does not exist in index))",
+    r"^error: (patch failed|cannot apply binary patch|corrupt patch|No valid patches|.*: (patch does not apply|"
+    r"No such file or directory|already exists in working directory|does not exist in index))",
     re.MULTILINE,
 )
+_FULL = "No space left on device"
 SKIPPED_PATCH = ">>>>> Patch Apply Failed"
 
 
@@ -116,15 +117,13 @@ def _swebench(order: Mapping[str, Any]) -> dict[str, Any]:
     )
     report = json.loads(Path(report_file).read_text(encoding="utf-8"))
     logs = Path("logs/run_evaluation") / run_id / model.replace("/", "__") / instance
-    told = {name: _text(logs / name) for name in ("run_instance.log", "test_output.txt", "report.json")}
-    return swebench_verdict(report, instance, told["run_instance.log"], told["test_output.txt"], told["report.json"])
+    told = {name: _text(logs / name) for name in ("run_instance.log", "report.json")}
+    return swebench_verdict(report, instance, told["run_instance.log"], told["report.json"])
 
 
-def swebench_verdict(
-    report: Mapping[str, Any], instance: str, log: str, output: str, own_report: str
-) -> dict[str, Any]:
+def swebench_verdict(report: Mapping[str, Any], instance: str, log: str, own_report: str) -> dict[str, Any]:
     """What the official files say: an `outcome`, or an `error` of the infrastructure. `log` is run_instance.log,
-    `output` test_output.txt, `own_report` the instance's report.json ("" where there is none)."""
+    `own_report` the instance's report.json ("" where there is none)."""
     reason = report["failure_reasons"].get(instance)
     detail: dict[str, Any] = {} if reason is None else {"suspected": reason}
     if own_report:
@@ -134,12 +133,12 @@ def swebench_verdict(
             for kind, found in tests.items()
             if kind in ("FAIL_TO_PASS", "PASS_TO_PASS")
         }
-    if "No space left on device" in output + log:
-        return {"error": "disk full in the container", **detail}
     if instance in report["resolved_ids"]:
         return {"outcome": "resolved", **detail}
     if instance in report["unresolved_ids"]:
         return {"outcome": "unresolved", **detail}
+    if _FULL in _last_line(log):
+        return {"error": f"disk full: {_last_line(log)}", **detail}
     if SKIPPED_PATCH in log:
         return {"outcome": "patch_failed", **detail}
     killed_in_vain = "kill -TERM" in log and "executable file not found" in log  # the image has no `kill`
@@ -184,10 +183,10 @@ def _multi_swe_bench(order: Mapping[str, Any]) -> dict[str, Any]:
 def multi_swe_verdict(report: Mapping[str, Any], output: str, log: str, *, timed_out: bool) -> dict[str, Any]:
     """What the official files say: an `outcome`, or an `error` of the infrastructure. `output` is the tests' log, `log`
     the harness'."""
-    if "No space left on device" in output + log:
-        return {"error": "disk full in the container"}
     if timed_out:
         return {"outcome": "tests_timed_out"}
+    if "Error running instance" in log:
+        return {"error": f"the harness broke off: {_last_line(log)}"}
     if report["resolved_ids"]:
         return {"outcome": "resolved"}
     if not output:

@@ -41,6 +41,8 @@ OUTCOMES = {
 """What can become of an answer; faults of the infrastructure are none of these."""
 RETRY_WAITS_S = (1.0, 5.0)
 """Waits before another try after a fault of the infrastructure, in seconds."""
+MODEL = "plt-eval"
+"""What the harness is told of the model: it makes file names of it. The true name is in the predictions."""
 LATE_S = 900
 """How long a harness may take besides the tests (creating a container, copying, stopping), in seconds."""
 
@@ -87,7 +89,7 @@ class PatchScorer:
             return _score(answer.text, {"outcome": gave_up or "empty_patch", **detail})
         told: dict[str, Any] = {}
         for wait in (*RETRY_WAITS_S, None):
-            told = self._judged(task, answer.text, str(answer.detail.get("model") or "plt-eval"))
+            told = self._judged(task, answer.text)
             if "error" not in told or self._closed or wait is None:
                 break
             time.sleep(wait)
@@ -96,7 +98,7 @@ class PatchScorer:
             return Score(error=f"infrastructure: {told['error']}")
         return _score(answer.text, {**told, **detail})
 
-    def _judged(self, task: Task, patch: str, model: str) -> dict[str, Any]:
+    def _judged(self, task: Task, patch: str) -> dict[str, Any]:
         """The verdict, or {"error": what is wrong with the infrastructure}."""
         started = time.monotonic()
         try:
@@ -114,7 +116,7 @@ class PatchScorer:
         options["labels"] = {**options.get("labels", {}), **own}
         order = {
             "harness": self.harness, "folder": str(folder.resolve()), "row": self._row(task), "patch": patch,
-            "model": model, "run_id": run_id, "test_timeout": self.test_timeout, "container": options,
+            "model": MODEL, "run_id": run_id, "test_timeout": self.test_timeout, "container": options,
         }  # fmt: skip
         try:
             ended = self._run(order)
