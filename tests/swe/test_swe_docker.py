@@ -322,7 +322,7 @@ def test_an_endpoint_that_refuses_long_conversations_gets_shorter_ones(
 def test_floods_and_commands_without_end_are_ended(
     cli: Cli, tmp_path: Path, calc: Instance, model: ScriptedServer
 ) -> None:
-    commands = ("yes", "sleep 4321 & sleep 4321", "ps ax", *SOLUTION[1:])
+    commands = ("yes", "sleep 4321 & sleep 4321", "ps ax", "echo a\0b", "echo " + 200_000 * "x", *SOLUTION[1:])
     model.answer = by_step(commands)
     write_rows(tmp_path / "rows.jsonl", calc)
     cli("run", "--suite", "swe", "--data", "rows.jsonl", *model.options(), "--agent-command-timeout", "3")
@@ -331,6 +331,8 @@ def test_floods_and_commands_without_end_are_ended(
     assert "wrote more than 4 MiB" in last[3]
     assert "ran for more than 3 seconds" in last[5]
     assert "sleep 4321" not in last[7]
+    assert "cannot be run: embedded null byte" in last[9]
+    assert "cannot be run: [Errno 7]" in last[11]
 
 
 def test_an_agent_solves_it_with_a_model_of_this_process(tmp_path: Path, calc: Instance, cargo: Instance) -> None:

@@ -407,6 +407,19 @@ def test_an_issue_that_does_not_fit_ends_it() -> None:
     assert ended.value.messages[0]["extra"]["exit_status"] == "ContextExceeded"
 
 
+@pytest.mark.parametrize(
+    "refusal",
+    ["HTTP 403: quota exceeded", "HTTP 404: no model long-context", "HTTP 400: max_tokens exceeds what is allowed"],
+)
+def test_another_refusal_of_an_endpoint_is_no_full_context(refusal: str) -> None:
+    class Refusing(_Counting):
+        def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion]:  # noqa: ARG002
+            raise UserError(f"http://h/v1/chat/completions refused: {refusal}")
+
+    with pytest.raises(UserError, match="refused"):
+        _chat(Refusing(None)).query(_history([1]))
+
+
 def test_an_answer_without_an_action_is_a_format_error() -> None:
     from minisweagent.exceptions import FormatError
 
