@@ -13,16 +13,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from keyword import iskeyword
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from plt_benchmarks.datafiles import Release, open_data, suite_data
 from plt_benchmarks.evalplus_judge.official import EVALPLUS_VERSION, FAULTS, stop_strings
 from plt_benchmarks.evalplus_judge.problem import SETS, Dataset, restored_inputs
-from plt_benchmarks.protocols import Message, Metric, Prompt, Sample, Sandbox, Score, Scorer, SuiteData, SuiteError
-from plt_benchmarks.statistics import mean, pass_at_k, wilson_interval
-
-if TYPE_CHECKING:
-    pass
+from plt_benchmarks.protocols import (
+    Answer,
+    Message,
+    Metric,
+    Need,
+    Prompt,
+    Sample,
+    Sandbox,
+    Score,
+    Scorer,
+    SuiteData,
+    SuiteError,
+)
+from plt_benchmarks.statistics import pass_metrics
 
 INSTRUCTION = (
     "Please provide a self-contained Python script that solves the following problem in a markdown code block:"
@@ -30,7 +39,6 @@ INSTRUCTION = (
 RESPONSE = (
     "Below is a Python script with a self-contained function that solves the problem and passes corresponding tests:"
 )
-KS = (1, 5, 10, 25, 50, 100)
 JUDGE_VERSION = 1
 _ID_PREFIXES: dict[str, str] = {"humaneval": "HumanEval", "mbpp": "Mbpp"}
 
@@ -43,6 +51,8 @@ class EvalPlusSuite:
     title: str
     release: Release
     summary: str
+    problems: int
+    cost: str
     extra: str | None = "code"
     runs_code: bool = True
     name: str = field(init=False)
@@ -71,6 +81,17 @@ class EvalPlusSuite:
             max_new_tokens=768,
         )
 
+    def needs(self) -> Sequence[Need]:
+        """Nothing but its extra and the sandbox."""
+        return ()
+
+    def gold(self, sample: Sample) -> Answer | None:
+        """The canonical solution, as a whole program."""
+        prompt, solution = sample.data.get("prompt"), sample.data.get("canonical_solution")
+        if not isinstance(prompt, str) or not isinstance(solution, str):
+            return None
+        return Answer(prompt + solution, solution=True)
+
     def scorer(self, sandbox: Sandbox) -> Scorer:
         """Raises SuiteError when the official scorer is not installed."""
         from plt_benchmarks.evalplus_judge.scorer import EvalPlusScorer
@@ -79,19 +100,9 @@ class EvalPlusSuite:
 
     def metrics(self, scores: Mapping[str, Sequence[Score]]) -> dict[str, Metric]:
         """pass@k for each k up to the fewest answers that any problem has; scores with an error count for nothing."""
-        counted = [[s for s in found if s.error is None] for found in scores.values()]
-        counted = [found for found in counted if found]
-        fewest = min(map(len, counted), default=0)
-        metrics = {}
+        metrics: dict[str, Metric] = {}
         for key, definition in self._definitions().items():
-            right = [(len(found), sum(bool(score.values[key]) for score in found)) for found in counted]
-            for k in (k for k in KS if k <= fewest):
-                value = mean([pass_at_k(n, correct, k) for n, correct in right])
-                low, high = wilson_interval(value, len(right))
-                words = (
-                    f"{definition}; pass@{k}: unbiased estimate, mean over problems, 95% Wilson interval over problems"
-                )
-                metrics[f"{self.name}.{key}.pass@{k}"] = Metric(value, len(right), low, high, words)
+            metrics |= pass_metrics(f"{self.name}.{key}", key, scores, definition)
         return metrics
 
     def _definitions(self) -> dict[str, str]:
@@ -161,6 +172,8 @@ HUMANEVAL = EvalPlusSuite(
         md5="fe585eb4df8c88d844eeb463ea4d0302",
         sha256="42526ec0e7d5f3ee0b06d6ced98f8c8bae3d76519151bfb3d36f79010645bd7f",
     ),
+    problems=164,
+    cost="1 min on 2 cores",
     summary="HumanEval and HumanEval+: 164 Python functions from their docstrings",
 )
 MBPP = EvalPlusSuite(
@@ -173,5 +186,7 @@ MBPP = EvalPlusSuite(
         md5="ee43ecabebf20deef4bb776a405ac5b1",
         sha256="b54e762755248ca411b523c917fa9f93c07b5ff2966bf60b3917b853926a3dad",
     ),
+    problems=378,
+    cost="5 min on 2 cores",
     summary="MBPP and MBPP+: 378 Python functions from a sentence and an example",
 )

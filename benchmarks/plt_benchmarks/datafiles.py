@@ -34,6 +34,21 @@ class Release:
     def name(self) -> str:
         return f"{self.stem}-{self.version}"
 
+    @property
+    def kept(self) -> Path:
+        """Where it lies once it was fetched."""
+        return cache_folder() / "data" / f"{self.name}.jsonl{'.gz' if self.packed else ''}"
+
+    @property
+    def packed(self) -> bool:
+        """Whether it is published compressed."""
+        return self.url.endswith(".gz")
+
+    @property
+    def present(self) -> bool:
+        """Whether it can be read without a network."""
+        return not self.url.startswith("https://") or self.kept.is_file()
+
 
 @dataclass(frozen=True)
 class DataFile:
@@ -107,23 +122,22 @@ def rows(file: DataFile) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _released(release: Release) -> bytes:
     """The content of the release, from the cache or fetched into it."""
-    path = cache_folder() / "data" / f"{release.name}.jsonl.gz"
-    if path.is_file():
+    if release.kept.is_file():
         try:
-            content = read_bytes(path)
+            content = read_bytes(release.kept)
         except SuiteError:
             content = b""
         if hashlib.sha256(content).hexdigest() == release.sha256:
             return content
-    packed = _fetch(release)
+    fetched = _fetch(release)
     try:
-        content = gzip.decompress(packed)
+        content = gzip.decompress(fetched) if release.packed else fetched
     except (OSError, EOFError, zlib.error) as error:
         raise SuiteError(f"{release.url}: what was fetched is no gzip file ({error}); {_instead(release)}") from None
     digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if digest != release.md5 or hashlib.sha256(content).hexdigest() != release.sha256:
         raise SuiteError(f"{release.url}: expected content of MD5 {release.md5}, found {digest}; {_instead(release)}")
-    _keep(path, packed)
+    _keep(release.kept, fetched)
     return content
 
 
@@ -145,30 +159,30 @@ def _fetch(release: Release) -> bytes:
 
 
 def _instead(release: Release) -> str:
-    return f"pass --data PATH, a file or folder with {release.stem}.jsonl.gz"
+    return f"pass --data PATH, a file or folder with {release.stem}.jsonl{'.gz' if release.packed else ''}"
 
 
-def _keep(path: Path, packed: bytes) -> None:
+def _keep(path: Path, fetched: bytes) -> None:
     """Best effort: without a place to keep it, the next run fetches it again."""
     partial = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(packed)
+        partial.write_bytes(fetched)
         os.replace(partial, path)
     except OSError:
         with suppress(OSError):
             partial.unlink()
 
 
-def suite_data(file: DataFile, check_row: Callable[[str, dict[str, Any]], None]) -> SuiteData:
-    """A suite's problems from rows that pass `check_row(place, row)`, in order, by their task_id. Raises SuiteError for
-    a task_id that is there twice and a file without problems, and whatever `check_row` raises."""
+def suite_data(file: DataFile, check_row: Callable[[str, dict[str, Any]], None], *, key: str = "task_id") -> SuiteData:
+    """A suite's problems from rows that pass `check_row(place, row)`, in order, by their `key`. Raises SuiteError for
+    one that is there twice and a file without problems, and whatever `check_row` raises."""
     samples: dict[str, Sample] = {}
     for place, row in rows(file):
         check_row(place, row)
-        if row["task_id"] in samples:
-            raise SuiteError(f"{place}: task_id {row['task_id']} is there for the second time")
-        samples[row["task_id"]] = Sample(row["task_id"], row)
+        if row[key] in samples:
+            raise SuiteError(f"{place}: {key} {row[key]} is there for the second time")
+        samples[row[key]] = Sample(row[key], row)
     if not samples:
         raise SuiteError(f"{file.source}: expected problems, found none")
     return SuiteData(tuple(samples.values()), file.revision, file.sha256, file.source)

@@ -43,5 +43,7 @@ DEMO = DemoSuite(
         md5="755e10c1c8643584d4443dffe4a4a92a",
         sha256="a3fe52dcff09a8a20497e29f1a1500be5dcb42b680092784173317aedbb08ec2",
     ),
+    problems=30,
+    cost="seconds",
     summary="30 one-line Python functions for the embedded toy model; no benchmark",
 )

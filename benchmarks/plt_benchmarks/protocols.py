@@ -58,13 +58,15 @@ class SuiteData:
     """The loaded problems, in the official order, and what identifies them.
 
     `revision` is the official release, or "local:<file name>" for data given by path; `sha256` is of
-    the uncompressed bytes; `source` says where they came from.
+    the uncompressed bytes; `source` says where they came from. `notes` are lines for the user: what was left out, and
+    why.
     """
 
     samples: tuple[Sample, ...]
     revision: str
     sha256: str
     source: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -130,13 +132,16 @@ class SandboxJob:
 
     `program` is the source of a trusted driver, run as `python -I driver.py` in a private, empty, writable
     working directory with `stdin` as its standard input. `files` are extra read-only files, by base name, in the
-    folder named by the environment variable SANDBOX_FILES. `limits` holds for everything it starts.
+    folder named by the environment variable SANDBOX_FILES. `limits` holds for everything it starts. `environment` is
+    the folder of a virtual environment whose Python runs the driver, instead of the one that runs us; the job sees it
+    read-only.
     """
 
     program: str
     stdin: bytes = b""
     files: Mapping[str, bytes] = field(default_factory=dict)
     limits: SandboxLimits = SandboxLimits()
+    environment: Path | None = None
 
 
 SandboxStatus = Literal["exited", "wall_limit", "cpu_limit", "memory_limit", "output_limit"]
@@ -169,6 +174,19 @@ class SandboxError(OSError):
     """The sandbox could not run a job at all; the message is one line for the user."""
 
 
+# --- what a suite needs -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Need:
+    """One thing besides Python packages that a suite cannot do without, or not do all of its work without: a program,
+    an environment of its own, Docker. `mend` is what a user types to have it."""
+
+    what: str
+    present: bool
+    mend: str = ""
+
+
 # --- the suite ----------------------------------------------------------------------------------------
 
 
@@ -183,13 +201,20 @@ class Scorer(Protocol):
 class Suite(Protocol):
     """One benchmark. `version` names data and scoring together: it changes when either would change a score.
     `summary` is one line for listings; `extra` is the pip extra that it needs. `runs_code` says whether answers are
-    run to judge them: a suite that says no gets a sandbox that refuses every job, and needs none to be installed."""
+    run to judge them: a suite that says no gets a sandbox that refuses every job, and needs none to be installed.
+    `problems` is how many the official data has, and `cost` what judging them all takes, roughly, for listings."""
 
     name: str
     version: str
     summary: str
     extra: str | None
     runs_code: bool
+    problems: int
+    cost: str
+
+    def needs(self) -> Sequence[Need]:
+        """What it needs besides its extra and its data, and what of it is here. Quick, and asks no network."""
+        ...
 
     def load(self, source: Path | None) -> SuiteData:
         """Read the problems from `source` (file or folder), or from the official release when None.
@@ -197,6 +222,10 @@ class Suite(Protocol):
         ...
 
     def prompt(self, sample: Sample) -> Prompt: ...
+
+    def gold(self, sample: Sample) -> Answer | None:
+        """The data's own answer, as a model would have given it (or as a `solution`); None where it carries none."""
+        ...
 
     def scorer(self, sandbox: Sandbox) -> Scorer:
         """Raises SuiteError when the official scorer is not installed."""

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 
+from plt_benchmarks.protocols import Metric, Score
+
+KS = (1, 5, 10, 25, 50, 100)
+"""The k of pass@k that are reported, as far as there are answers."""
 Z_95 = 1.959963984540054
 """The 97.5% quantile of the standard normal distribution."""
 
@@ -41,3 +45,17 @@ def wilson_interval(proportion: float, n: int, z: float = Z_95) -> tuple[float, 
     middle, scale = proportion + z * z / (2 * n), 1 + z * z / n
     low, high = (middle - spread) / scale, (middle + spread) / scale
     return max(0.0, min(low, proportion)), min(1.0, max(high, proportion))
+
+
+def pass_metrics(prefix: str, key: str, scores: Mapping[str, Sequence[Score]], definition: str) -> dict[str, Metric]:
+    """`PREFIX.pass@k` of the value `key` for each k of KS up to the fewest answers that any problem has. Scores with an
+    error count for nothing, and so does a problem without others."""
+    counted = [[score for score in found if score.error is None] for found in scores.values()]
+    right = [(len(found), sum(bool(score.values[key]) for score in found)) for found in counted if found]
+    metrics = {}
+    for k in (k for k in KS if k <= min((n for n, _ in right), default=0)):
+        value = mean([pass_at_k(n, correct, k) for n, correct in right])
+        low, high = wilson_interval(value, len(right))
+        words = f"{definition}; pass@{k}: unbiased estimate, mean over problems, 95% Wilson interval over problems"
+        metrics[f"{prefix}.pass@{k}"] = Metric(value, len(right), low, high, words)
+    return metrics

@@ -22,6 +22,7 @@ from plt_eval.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from plt_benchmarks.options import SuiteOptions
     from plt_benchmarks.protocols import Sandbox, Suite, SuiteData
     from plt_benchmarks.swe.suites import SweSuite
     from plt_eval.engines.base import Decoding, Engine
@@ -70,6 +71,7 @@ class RunOptions:
     retries: int | None = None
     request_timeout: float | None = None
     completions: tuple[str, ...] | None = None
+    chosen: SuiteOptions | None = None
     swe: SweOptions | None = None
 
 
@@ -93,14 +95,25 @@ def report_runs(options: RunOptions, *, as_json: bool) -> bool:
     import typer
     from rich.console import Console
 
+    from plt_eval.cli.paper import PAPER, evaluate_paper, paper_json, paper_table
     from plt_eval.tables import output_console, result_json, results_table
 
+    console = Console(stderr=True, highlight=False)
     try:
-        results = evaluate(options, Console(stderr=True, highlight=False))
+        if options.suite.lower() == PAPER:
+            measured = evaluate_paper(options, console, evaluate)
+            results = [result for found in measured for result in found.results]
+        else:
+            results = evaluate(options, console)
     except KeyboardInterrupt as stop:
         typer.echo(f"plt-eval: interrupted: {stop or 'nothing was running'}", err=True)
         raise typer.Exit(130) from None
-    if as_json:
+    if options.suite.lower() == PAPER:
+        if as_json:
+            print(json.dumps(paper_json(measured), indent=2))
+        else:
+            output_console().print(paper_table(measured))
+    elif as_json:
         print(json.dumps([result_json(result) for result in results], indent=2))
     else:
         output_console().print(results_table(results))
@@ -114,13 +127,16 @@ def evaluate(options: RunOptions, console: Console) -> list[Result]:
     from plt_eval.engines.replay import ReplayEngine
     from plt_eval.runner import run
 
-    suites = get_suite(options.suite)
+    suites = get_suite(options.suite, options.chosen)
     if isinstance(suites[0], SweSuite):
         return _evaluate_swe(suites[0], options, console)
     _refuse_swe_options(options)
     check_options(options)
     models = _models(options, _notes(console))
     jobs = [(suite, suite.load(options.data)) for suite in suites]
+    for _, data in jobs:
+        for note in data.notes:
+            _notes(console)(note)
     results = []
     for model in models:
         with closing(_make_engine(options, model, jobs, _notes(console))) as engine:
@@ -344,7 +360,7 @@ def _replay_engine(options: RunOptions, jobs: Sequence[Job]) -> ReplayEngine:
     if "gold" in options.completions:
         if len(options.completions) > 1:
             raise UserError("--completions gold stands alone: give either gold or files")
-        return ReplayEngine.gold(sample for _, data in jobs for sample in data.samples)
+        return ReplayEngine.gold(jobs)
     return ReplayEngine.from_files([Path(name) for name in options.completions])
 
 

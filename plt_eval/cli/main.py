@@ -21,6 +21,7 @@ from plt_eval.cli.demo import demo
 from plt_eval.cli.diagnose import diagnose
 from plt_eval.cli.export import export
 from plt_eval.cli.figures import figures
+from plt_eval.cli.install import install
 from plt_eval.cli.ls import ls
 from plt_eval.cli.report import report
 from plt_eval.cli.run import run
@@ -50,6 +51,7 @@ app.command("export")(export)
 app.command("report")(report)
 app.command("figures")(figures)
 app.command("suites")(suites)
+app.command("install")(install)
 app.add_typer(data, name="data")
 app.add_typer(bench, name="bench")
 

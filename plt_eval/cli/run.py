@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -88,6 +89,13 @@ class AgentActions(StrEnum):
 
     text = "text"
     tools = "tools"
+
+
+class ToolCalls(StrEnum):
+    """How a model is told of functions that it may call."""
+
+    prompt = "prompt"
+    native = "native"
 
 
 class KeepImages(StrEnum):
@@ -186,6 +194,21 @@ def run(
         list[str] | None,
         typer.Option(help='[replay] File of completions (may be given again), or "gold": the data\'s own solutions.'),
     ] = None,
+    release: Annotated[str | None, typer.Option(help="[lcb] LiveCodeBench's release (default release_v6).")] = None,
+    since: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="[lcb] Only problems of contests from this day on.")
+    ] = None,
+    until: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="[lcb] Only problems of contests up to this day.")
+    ] = None,
+    include_path: Annotated[Path | None, typer.Option(help="[lm-eval] Folder with task files of your own.")] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="[lm-eval] Examples before each question, instead of the task's own.")
+    ] = None,
+    tool_calls: Annotated[
+        ToolCalls | None,
+        typer.Option(help="[tools] Functions described in the prompt (default), or by the chat template or protocol."),
+    ] = None,
     instances: Annotated[str | None, typer.Option(help="[swe] Only these instances, by id: ID,ID,...")] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="[swe] Agents, and judgements, at a time (default: the cores).")
@@ -240,11 +263,21 @@ def run(
 
     All runs of one command are printed as one table. Stopped or killed, the same command goes on where it stood;
     complete, it prints the stored result. An option that has no effect with the chosen engine or suite is an error;
-    [swe] marks those of swe, swe-lite, multi-swe and multi-swe-bench.
+    [swe] marks those of swe, swe-lite, multi-swe and multi-swe-bench; [lcb], [lm-eval] and [tools] those of the suites
+    of that name.
     """
+    from plt_benchmarks.options import SuiteOptions
     from plt_eval.cli.evaluate import RunOptions, report_runs
     from plt_eval.swe.command import SweOptions
 
+    chosen = SuiteOptions(
+        release=release,
+        since=since and since.date(),
+        until=until and until.date(),
+        include_path=include_path,
+        num_fewshot=num_fewshot,
+        tool_calls=_value(tool_calls),
+    )
     swe = SweOptions(
         instances=instances,
         workers=workers,
@@ -297,6 +330,7 @@ def run(
         retries=retries,
         request_timeout=request_timeout,
         completions=tuple(completions or ()) or None,
+        chosen=chosen,
         swe=swe,
     )
     if report_runs(options, as_json=json_):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plt_benchmarks.protocols import Sample
+from plt_benchmarks.protocols import Suite, SuiteData
 from plt_eval.engines.base import Completion, GenerationRequest, Loglikelihood, LoglikelihoodRequest
 from plt_eval.errors import UserError
 
@@ -51,16 +51,15 @@ class ReplayEngine:
         return cls(answers, label="+".join(names))
 
     @classmethod
-    def gold(cls, samples: Iterable[Sample]) -> ReplayEngine:
-        """The canonical solutions that the problems carry. Raises UserError when one carries none."""
+    def gold(cls, jobs: Iterable[tuple[Suite, SuiteData]]) -> ReplayEngine:
+        """The answers that the data itself carries. Raises UserError when a problem carries none."""
         answers = {}
-        for sample in samples:
-            prompt, solution = sample.data.get("prompt"), sample.data.get("canonical_solution")
-            if not isinstance(prompt, str) or not isinstance(solution, str):
-                raise UserError(
-                    f"--completions gold: problem {sample.id} has no prompt and canonical_solution to replay"
-                )
-            answers[sample.id] = [Replayed(prompt + solution, solution=True)]
+        for suite, data in jobs:
+            for sample in data.samples:
+                answer = suite.gold(sample)
+                if answer is None:
+                    raise UserError(f"--completions gold: problem {sample.id} of {suite.name} carries no answer")
+                answers[sample.id] = [Replayed(answer.text, answer.solution)]
         return cls(answers, label="gold")
 
     def select(self, tasks: Collection[str], n_samples: int) -> ReplayEngine:

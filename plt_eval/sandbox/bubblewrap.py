@@ -23,7 +23,7 @@ from pathlib import Path
 from plt_benchmarks.protocols import SandboxError, SandboxJob, SandboxOutcome
 from plt_eval.sandbox.job import DRIVER, FILES, JOB_FOLDER, WORK, environment, job_files, limits_text, outcome
 from plt_eval.sandbox.launch import BARE_PYTHON, LAUNCHER, CannotStart, Launched
-from plt_eval.sandbox.mounts import system_mounts
+from plt_eval.sandbox.mounts import place, system_mounts
 from plt_eval.sandbox.seccomp import deny_list
 from plt_eval.sandbox.usage import ProcessMeter, tasks_of_user
 
@@ -80,7 +80,7 @@ class Bubblewrap:
             try:
                 launched = Launched(
                     lambda channel, inherited: self._command(job, channel, inherited),
-                    environment(f"{os.path.dirname(self._python)}:/usr/local/bin:/usr/bin:/bin"),
+                    environment(f"{os.path.dirname(self._python_of(job))}:/usr/local/bin:/usr/bin:/bin"),
                     stack,
                 )
                 meter = _meter(launched.pid, stack)
@@ -104,14 +104,19 @@ class Bubblewrap:
             arguments += ["--seccomp", _memory_file(self._filter, inherited)]
         # The system comes second: a Python that lives below /tmp is put into the private one.
         arguments += [*_private_mounts(job.limits.tmp_bytes), *self._mounts, "--dir", FILES]
+        if job.environment is not None:
+            arguments += place(job.environment)
         files = {f"{JOB_FOLDER}/{name}": content for name, content in job_files(job).items()}
         files |= _accounts(identity if self._as_root else str(_INSIDE_ID))
-        for place, content in files.items():
-            arguments += ["--perms", "0444", "--file", _memory_file(content, inherited), place]
+        for path, content in files.items():
+            arguments += ["--perms", "0444", "--file", _memory_file(content, inherited), path]
         arguments += ["--remount-ro", "/", "--chdir", WORK, "--", self._python, *BARE_PYTHON, LAUNCHER]
         # An ordinary user's launcher counts against the same limit as the job.
         limits = limits_text(job.limits, job.limits.processes + self._uncounted())
-        return [*arguments, f"fd:{channel}", identity, limits, self._python, "-I", DRIVER]
+        return [*arguments, f"fd:{channel}", identity, limits, self._python_of(job), "-I", DRIVER]
+
+    def _python_of(self, job: SandboxJob) -> str:
+        return self._python if job.environment is None else str(job.environment / "bin" / "python")
 
     def _uncounted(self) -> int:
         """Processes that are no part of the job but count against its limit."""

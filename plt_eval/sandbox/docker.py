@@ -74,6 +74,8 @@ class Docker:
 
     def run(self, job: SandboxJob) -> SandboxOutcome:
         """Run `job` to its end. Thread-safe. Raises SandboxError when the daemon refuses or fails."""
+        if job.environment is not None:
+            raise SandboxError(f"an image cannot see {job.environment}, which the job needs: pass --sandbox bubblewrap")
         mark = secrets.token_hex(8)
         streams = _Streams(job.limits.output_bytes)
         with self._broken("the Docker daemon did not do as asked"), contextlib.ExitStack() as stack:

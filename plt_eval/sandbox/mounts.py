@@ -23,7 +23,7 @@ def system_mounts() -> list[str]:
     """The arguments for bubblewrap that make up the read-only system."""
     arguments = ["--ro-bind", "/usr", "/usr"]
     for name in _SYSTEM:
-        arguments += _place(Path("/") / name)
+        arguments += place(Path("/") / name)
     arguments += ["--dir", "/etc"]
     for name in _ETC:
         arguments += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
@@ -34,15 +34,15 @@ def system_mounts() -> list[str]:
         seen = prefix == Path("/") or prefix.is_relative_to("/usr")
         if not seen or any(map(prefix.is_relative_to, private)):
             for part in _PYTHON_PARTS:
-                arguments += _place(prefix / part)
+                arguments += place(prefix / part)
     for folder in private:
         arguments += ["--remount-ro", str(folder)]
     return arguments
 
 
-def _place(path: Path) -> list[str]:
-    """`path` at its own place: a link as the link it is, anything else bound. Its parent folders are made first,
-    because those that bubblewrap makes on its way are closed to all but root."""
+def place(path: Path) -> list[str]:
+    """Arguments for bubblewrap: `path` at its own place, a link as the link it is, anything else bound read-only. Its
+    parent folders are made first, because those that bubblewrap makes on its way are closed to all but root."""
     if path.is_symlink():
         return ["--dir", str(path.parent), "--symlink", os.readlink(path), str(path)]
     return ["--dir", str(path.parent), "--ro-bind", str(path), str(path)] if path.exists() else []

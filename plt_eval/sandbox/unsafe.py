@@ -43,10 +43,11 @@ class UnsafeSubprocess:
                 # The kernel counts all processes of a user against this limit.
                 limits = limits_text(job.limits, job.limits.processes + tasks_of_user())
                 python = os.path.abspath(sys.executable)
-                driver = [python, "-I", str(folder / "driver.py")]
+                runs_job = python if job.environment is None else str(job.environment / "bin" / "python")
+                driver = [runs_job, "-I", str(folder / "driver.py")]
                 launched = Launched(
                     lambda fd, _: [python, *BARE_PYTHON, LAUNCHER, f"fd:{fd}", "keep", limits, *driver],
-                    environment(_search_path(python), str(folder / "work"), str(folder / "files")),
+                    environment(_search_path(runs_job), str(folder / "work"), str(folder / "files")),
                     stack,
                 )
                 stack.callback(_kill_group, launched)

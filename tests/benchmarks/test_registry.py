@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from plt_benchmarks.options import SuiteOptions
 from plt_benchmarks.protocols import SuiteError
 from plt_benchmarks.registry import all_suites, get_suite, suite_names
 
@@ -17,6 +18,7 @@ from plt_benchmarks.registry import all_suites, get_suite, suite_names
         ("mbpp", ["mbpp"]),
         ("MBPP+", ["mbpp"]),
         ("trace", ["trace"]),
+        ("cruxeval", ["cruxeval-i", "cruxeval-o", "cruxeval-i-cot", "cruxeval-o-cot"]),
     ],
 )
 def test_known_names(name: str, found: list[str]) -> None:
@@ -43,5 +45,15 @@ def test_every_suite_is_listed_once_and_describes_itself() -> None:
         assert "\n" not in suite.summary
         assert suite.version
         assert suite.extra in (None, "code", "swe")
+        assert suite.problems > 0
+        assert suite.cost
+        assert all(need.what for need in suite.needs())
         # What the SWE suites judge runs in each instance's own container.
         assert suite.runs_code is (suite.name != "trace" and suite.extra != "swe")
+
+
+def test_a_selection_and_options_that_a_suite_does_not_take() -> None:
+    with pytest.raises(SuiteError, match="--suite trace:x: trace has no parts to choose from"):
+        get_suite("trace:x")
+    with pytest.raises(SuiteError, match="--num-fewshot has no effect on suite trace"):
+        get_suite("trace", SuiteOptions(num_fewshot=1))

@@ -66,7 +66,7 @@ class Cli:
 def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
     """The command line with the toy suite in the registry, and the toy engine as the in-process one."""
 
-    def get_suite(name: str) -> list[SumSuite]:
+    def get_suite(name: str, options: object = None) -> list[SumSuite]:  # noqa: ARG001
         suites = {"sums": [SumSuite()], "both": [SumSuite(), _Products()]}
         return suites[name]
 
@@ -293,7 +293,7 @@ def test_an_option_without_effect_is_an_error_that_names_it(cli: Cli, engine: st
 
 def test_every_option_is_for_all_engines_or_listed() -> None:
     common = {"suite", "engine", "data", "limit", "n_samples", "results", "run_id", "sandbox"}
-    common |= {"sandbox_image", "scoring_workers", "swe"}
+    common |= {"sandbox_image", "scoring_workers", "swe", "chosen"}
     assert set(RunOptions.__dataclass_fields__) == common | set(ONLY_WITH)
 
 
@@ -567,7 +567,7 @@ import plt_eval.sandbox as sandbox
 from plt_eval.engines import ENGINES
 from toy_parts import NoSandbox, SumSuite
 sandbox.open_sandbox = lambda name, image=None: NoSandbox()
-registry.get_suite = lambda name: [SumSuite(200, score_s=0.05)]
+registry.get_suite = lambda name, options=None: [SumSuite(200, score_s=0.05)]
 ENGINES["hf"] = ("toy_parts", "LoopEngine")
 from plt_eval.cli.main import main
 main(["run", "--suite", "sums", "--model", "m", "--results", sys.argv[2]])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from toy_parts import SumSuite
 
-from plt_benchmarks.protocols import Prompt, Sample
+from plt_benchmarks.protocols import Prompt, Sample, SuiteData
 from plt_eval.engines import make_engine
 from plt_eval.engines.base import GenerationRequest, LoglikelihoodRequest
 from plt_eval.engines.replay import Replayed, ReplayEngine
@@ -123,10 +123,10 @@ def test_identity_is_the_content() -> None:
 
 
 def test_gold_replays_the_datas_own_solutions() -> None:
-    engine = ReplayEngine.gold(SumSuite(3).load(None).samples)
+    engine = ReplayEngine.gold([(SumSuite(3), SumSuite(3).load(None))])
     assert ask(engine, "Sum/2#0") == [("Sum/2#0", "2 + 14 = 16", True)]
-    with pytest.raises(UserError, match="problem q has no prompt and canonical_solution"):
-        ReplayEngine.gold([Sample("q", {"prompt": "x"})])
+    with pytest.raises(UserError, match="problem q of sums carries no answer"):
+        ReplayEngine.gold([(SumSuite(), SuiteData((Sample("q", {"prompt": "x"}),), "v1", "0", "here"))])
 
 
 def test_no_likelihoods() -> None:

@@ -139,7 +139,7 @@ def test_two_problems_with_one_id_are_refused(tmp_path: Path) -> None:
 
 def test_text_that_no_file_can_hold_is_mended(tmp_path: Path) -> None:
     suite = SumSuite(1)
-    engine = ReplayEngine.gold(suite.load(None).samples)
+    engine = ReplayEngine.gold([(suite, suite.load(None))])
     broken = ReplayEngine({"Sum/0": [type(engine._answers["Sum/0"][0])("0 \ud800 \U0001f600", False)]}, label="x")
     result = run(suite, suite.load(None), broken, NoSandbox, Settings(tmp_path))
     assert [c.text for c in result.run.completions()] == ["0 � \U0001f600"]

@@ -11,6 +11,7 @@ from typing import Any
 from plt_benchmarks.protocols import (
     Answer,
     Metric,
+    Need,
     Prompt,
     Sample,
     Sandbox,
@@ -42,6 +43,7 @@ class SumSuite:
     summary = "additions"
     extra = None
     runs_code = True
+    cost = "nothing"
 
     def __init__(
         self, problems: int = 20, *, score_s: float = 0.0, before: Callable[[Sample], None] | None = None
@@ -63,6 +65,14 @@ class SumSuite:
 
     def prompt(self, sample: Sample) -> Prompt:
         return Prompt(sample.data["prompt"], stop=("\n",), max_new_tokens=8)
+
+    def needs(self) -> Sequence[Need]:
+        return ()
+
+    def gold(self, sample: Sample) -> Answer | None:
+        if "canonical_solution" not in sample.data:
+            return None
+        return Answer(sample.data["prompt"] + sample.data["canonical_solution"], solution=True)
 
     def scorer(self, sandbox: Sandbox) -> Scorer:
         return _SumScorer(self, sandbox)

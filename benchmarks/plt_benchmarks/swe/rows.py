@@ -37,6 +37,13 @@ class HubSource:
     def url(self) -> str:
         return f"https://huggingface.co/datasets/{self.repo}"
 
+    @property
+    def present(self) -> bool:
+        """Whether the hub's cache has something of it; a run asks the hub for its newest commit all the same."""
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        return Path(HF_HUB_CACHE, f"datasets--{self.repo.replace('/', '--')}").is_dir()
+
 
 @dataclass(frozen=True)
 class Task:

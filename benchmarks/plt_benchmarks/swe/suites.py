@@ -7,11 +7,24 @@ Data: SWE-bench Verified (500 instances), Lite (300) and Multilingual (300), in 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from plt_benchmarks.protocols import Message, Metric, Prompt, Sample, Sandbox, Score, Scorer, SuiteData, SuiteError
+from plt_benchmarks.protocols import (
+    Answer,
+    Message,
+    Metric,
+    Need,
+    Prompt,
+    Sample,
+    Sandbox,
+    Score,
+    Scorer,
+    SuiteData,
+    SuiteError,
+)
 from plt_benchmarks.statistics import wilson_interval
 from plt_benchmarks.swe.judge import OUTCOMES, Host, PatchScorer
 from plt_benchmarks.swe.rows import Harness, HubSource, load_rows, multi_swe_task, swebench_task, task_of
@@ -31,6 +44,8 @@ class SweSuite:
     harness: Harness
     hub: HubSource
     summary: str
+    problems: int
+    cost: str
     extra: str | None = "swe"
     runs_code: bool = False  # not in the sandbox: the harness runs it in the row's own container
     test_timeout: int = DEFAULT_TEST_TIMEOUT_S
@@ -64,6 +79,14 @@ class SweSuite:
         """The issue; an agent builds its own conversation around it."""
         problem = task_of(sample).problem
         return Prompt(text=problem, messages=(Message("user", problem),), max_new_tokens=2048)
+
+    def needs(self) -> Sequence[Need]:
+        """A Docker daemon; whether it answers is found out by a run."""
+        return (Need("Docker", shutil.which("docker") is not None, "apt-get install docker.io"),)
+
+    def gold(self, sample: Sample) -> Answer | None:
+        """The patch that was merged."""
+        return Answer(task_of(sample).gold, solution=True)
 
     def scorer(self, sandbox: Sandbox) -> Scorer:  # noqa: ARG002
         """Raises SuiteError when the official harness is not installed."""
@@ -108,6 +131,8 @@ SWE = SweSuite(
         500,
         "5ed9776b123ff99770cefeaa2e62c76e7b3d05f8fe9217b17b84b084a9e4c330",
     ),
+    problems=500,
+    cost="days, by the agent; 455 GiB of images",
     summary="SWE-bench Verified: fix 500 issues of Python projects (agent, Docker)",
 )
 SWE_LITE = SweSuite(
@@ -115,6 +140,8 @@ SWE_LITE = SweSuite(
     title="SWE-bench Lite",
     harness="swebench",
     hub=HubSource("SWE-bench/SWE-bench_Lite", "data/test*"),
+    problems=300,
+    cost="a day or more, by the agent; hundreds of GiB of images",
     summary="SWE-bench Lite: fix 300 issues of Python projects (agent, Docker)",
 )
 MULTI_SWE = SweSuite(
@@ -127,6 +154,8 @@ MULTI_SWE = SweSuite(
         300,
         "a042608f761e40deafc9543de13305b090a3170b8c5a6540321ad007550494b6",
     ),
+    problems=300,
+    cost="a day or more, by the agent; hundreds of GiB of images",
     summary="SWE-bench Multilingual: fix 300 issues in nine languages (agent, Docker)",
 )
 MULTI_SWE_BENCH = SweSuite(
@@ -134,5 +163,7 @@ MULTI_SWE_BENCH = SweSuite(
     title="Multi-SWE-bench",
     harness="multi-swe-bench",
     hub=HubSource("ByteDance-Seed/Multi-SWE-bench", "**/*.jsonl"),
+    problems=1632,
+    cost="days, by the agent; over a TiB of images",
     summary="Multi-SWE-bench: fix 1632 issues in seven languages (agent, Docker)",
 )

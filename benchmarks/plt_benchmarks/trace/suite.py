@@ -42,6 +42,7 @@ from plt_benchmarks.protocols import (
     Answer,
     Message,
     Metric,
+    Need,
     Prompt,
     Sample,
     Sandbox,
@@ -75,6 +76,8 @@ class TraceSuite:
     name: str = "trace"
     extra: str | None = None
     runs_code: bool = False
+    problems: int = 600
+    cost: str = "seconds"
     version: str = f"trace-v{GENERATOR_VERSION}+scoring-{SCORING_VERSION}"
 
     def load(self, source: Path | None) -> SuiteData:
@@ -94,6 +97,14 @@ class TraceSuite:
             chat_stop=("\n",),
             max_new_tokens=MAX_NEW_TOKENS,
         )
+
+    def needs(self) -> Sequence[Need]:
+        """Nothing."""
+        return ()
+
+    def gold(self, sample: Sample) -> Answer | None:
+        """The program with the value that it gives."""
+        return Answer(sample.data["prompt"] + sample.data["canonical_solution"], solution=True)
 
     def scorer(self, sandbox: Sandbox) -> Scorer:  # noqa: ARG002
         """Compares texts; nothing runs in the sandbox."""

@@ -1,0 +1,224 @@
+"""`plt-eval run --suite paper`: every column of the paper's Table 2 that can run here, as one row a loop count.
+
+Each column is a run of its own in the store, so an interrupted command goes on where it stood. A column that cannot run
+here is marked, and a line says why; it never counts as zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plt_eval.errors import UserError
+from plt_eval.report.columns import COLUMNS, Column
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from plt_benchmarks.options import SuiteOptions
+    from plt_eval.cli.evaluate import RunOptions
+    from plt_eval.records import MetricRecord
+    from plt_eval.runner import Result
+
+PAPER = "paper"
+_NO_EFFECT = ("n_samples", "run_id", "completions")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One column: its results, one for each model and loop count, or why there are none."""
+
+    column: Column
+    results: tuple[Result, ...] = ()
+    why: str = ""
+
+
+Evaluate = Callable[["RunOptions", "Console"], list["Result"]]
+
+
+def evaluate_paper(options: RunOptions, console: Console, evaluate: Evaluate) -> list[Measured]:
+    """Run the columns in the paper's order, each by `evaluate`. Raises UserError for options that no column would
+    take; what only one column cannot do marks that column."""
+    from plt_benchmarks.protocols import SandboxError, SuiteError
+    from plt_benchmarks.registry import UnknownSuite
+
+    _check(options)
+    measured: list[Measured] = []
+    for column in COLUMNS:
+        console.print(f"{column.name}: suite {column.suite}", style="bold", highlight=False)
+        try:
+            found = Measured(column, tuple(evaluate(_options_for(column, options), console)))
+        except UnknownSuite:
+            found = Measured(column, why=f"this version has no suite {column.suite}")
+        except (UserError, SuiteError, SandboxError) as error:
+            found = Measured(column, why=" ".join(str(error).split()))
+        if found.why:
+            console.print(f"{column.name}: cannot run here: {found.why}", style="yellow", markup=False, soft_wrap=True)
+        measured.append(found)
+    if not any(found.results for found in measured):
+        raise UserError(f"--suite {PAPER}: no column can run here; first: {measured[0].column.name}: {measured[0].why}")
+    return measured
+
+
+def _check(options: RunOptions) -> None:
+    from plt_eval.cli.evaluate import check_options
+
+    for name in _NO_EFFECT:
+        if getattr(options, name) is not None:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(
+                f"{flag} has no effect on suite {PAPER}: each column is a run of its own, one answer a problem"
+            )
+    if options.engine == "replay":
+        raise UserError(f"--engine replay has no effect on suite {PAPER}: stored completions are scored suite by suite")
+    swe = options.swe
+    for name in ("instances", "predictions", "gold"):
+        if swe is not None and getattr(swe, name) is not None:
+            raise UserError(f"--{name} has no effect on suite {PAPER}: score patches with --suite swe")
+    taken = {name for column in COLUMNS for name in column.takes}
+    if options.chosen is not None:
+        options.chosen.only(PAPER, taken)
+    if options.data is not None and not options.data.is_dir():
+        raise UserError(f"--data {options.data}: expected a folder with the data of all columns, found no folder")
+    check_options(options)
+
+
+def _options_for(column: Column, options: RunOptions) -> RunOptions:
+    """The same command for one column alone."""
+    given = replace(options, suite=column.suite, chosen=_chosen(column, options.chosen))
+    given = replace(given, data=_data(column, options.data))
+    if column.agent:
+        return replace(given, scoring_workers=None, sandbox_image=None)
+    return replace(given, swe=None)
+
+
+def _chosen(column: Column, chosen: SuiteOptions | None) -> SuiteOptions | None:
+    from dataclasses import fields
+
+    if chosen is None:
+        return None
+    return replace(chosen, **{f.name: None for f in fields(chosen) if f.name not in column.takes})
+
+
+def _data(column: Column, folder: Path | None) -> Path | None:
+    """The column's own folder in `folder` or in a folder of that, else `folder` itself."""
+    if folder is None:
+        return None
+    places = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
+    return next((place / name for place in places for name in column.folders if (place / name).is_dir()), folder)
+
+
+# --- the row ------------------------------------------------------------------------------------------
+
+
+def paper_table(measured: Sequence[Measured]) -> Table:
+    """A row for each model and loop count, the published row of that loop count below it, in points."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from plt_eval.report.tables import BENCHMARKS
+
+    table = Table(caption=_caption(measured), caption_justify="left")
+    table.add_column("model", overflow="fold")
+    table.add_column("R", justify="right")
+    for found in measured:
+        table.add_column(BENCHMARKS[found.column.name], justify="right", overflow="fold")
+    table.add_column(f"mean of {len(_ran(measured))}", justify="right", overflow="fold")
+    for row in paper_rows(measured):
+        cells = [_cell(row["columns"].get(found.column.name), found) for found in measured]
+        loops = "-" if row["loops"] is None else str(row["loops"])
+        table.add_row(*(Text(cell) for cell in (row["model"], loops, *cells, _points(row["mean"]))))
+        printed = row["published"]
+        if printed is not None:
+            cells = [_points(printed["columns"].get(found.column.name)) for found in measured]
+            table.add_row("published, 7B", loops, *cells, _points(printed["mean"]), style="dim italic")
+    return table
+
+
+def paper_json(measured: Sequence[Measured]) -> dict[str, Any]:
+    """The rows, and for each column its suite, its runs, or why it could not run."""
+    return {
+        "columns": [
+            {
+                "name": found.column.name,
+                "suite": found.column.suite,
+                "metric": found.column.metric,
+                "runs": [result.run.manifest.run_id for result in found.results],
+                "cannot_run": found.why or None,
+            }
+            for found in measured
+        ],
+        "rows": paper_rows(measured),
+    }
+
+
+def paper_rows(measured: Sequence[Measured]) -> list[dict[str, Any]]:
+    """By model and loop count: points with intervals by column, their mean over the columns that ran (None unless this
+    row has them all), and the published numbers of that loop count with their mean over the same columns."""
+    names = [found.column.name for found in _ran(measured)]
+    whose = dict.fromkeys(_who(result) for found in measured for result in found.results)
+    rows = []
+    for model, loops in whose:
+        columns = {}
+        for found in measured:
+            metric = next(
+                (_metric(found.column, result) for result in found.results if _who(result) == (model, loops)), None
+            )
+            if metric is not None:
+                numbers = {"value": 100 * metric.value, "low": 100 * metric.low, "high": 100 * metric.high}
+                columns[found.column.name] = {**numbers, "n": metric.n}
+        values = [columns[name]["value"] for name in names if name in columns]
+        whole = len(values) == len(names) and bool(values)
+        mean = sum(values) / len(values) if whole else None
+        rows.append(
+            {"model": model, "loops": loops, "columns": columns, "mean": mean, "published": _printed(loops, names)}
+        )
+    return rows
+
+
+def _printed(loops: int | None, names: Sequence[str]) -> dict[str, Any] | None:
+    from plt_eval.report.reference import published
+
+    table = published("table2")
+    rows = table[table["model"].str.startswith("LoopCoder-v2") & (table["loops"] == (loops or 0))]
+    columns = {str(row["quantity"]): float(row["value"]) for _, row in rows.iterrows()}
+    if not columns:
+        return None
+    values = [columns[name] for name in names if name in columns]
+    return {"columns": columns, "mean": sum(values) / len(values) if values else None}
+
+
+def _ran(measured: Sequence[Measured]) -> list[Measured]:
+    return [found for found in measured if any(_metric(found.column, result) for result in found.results)]
+
+
+def _who(result: Result) -> tuple[str, int | None]:
+    identity = result.run.manifest.identity
+    return identity.model, identity.loops
+
+
+def _metric(column: Column, result: Result) -> MetricRecord | None:
+    return result.metrics.metrics.get(column.metric)
+
+
+def _cell(numbers: dict[str, float] | None, found: Measured) -> str:
+    if numbers is not None:
+        return f"{numbers['value']:.1f}\n[{numbers['low']:.1f}, {numbers['high']:.1f}]\nn={numbers['n']}"
+    return "cannot\nrun" if found.why else "-"
+
+
+def _points(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _caption(measured: Sequence[Measured]) -> str:
+    lines = ["own values in points with 95% intervals; the mean is over the columns that ran, for both rows"]
+    reasons: dict[str, list[str]] = {}
+    for found in measured:
+        if found.why:
+            reasons.setdefault(found.why, []).append(found.column.name)
+    lines += [f"{', '.join(names)}: {why}" for why, names in reasons.items()]
+    return "\n".join(lines)
