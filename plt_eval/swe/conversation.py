@@ -34,6 +34,11 @@ _TOOL_XML = re.compile(r"<function=(\w+)>(.*?)</function>", re.DOTALL)
 _PARAMETER = re.compile(r"<parameter=(\w+)>\n?(.*?)\n?</parameter>", re.DOTALL)
 
 
+def refused_for_length(error: UserError) -> bool:
+    """Whether an endpoint refused a request because it does not fit into the model's context."""
+    return bool(_REFUSED.search(str(error)))
+
+
 class EngineTrouble(Exception):
     """The engine gave up on a request after its own retries."""
 
@@ -171,7 +176,7 @@ class ChatModel:
             try:
                 completion = self.shared.complete(request)
             except UserError as refused:
-                if not _REFUSED.search(str(refused)):
+                if not refused_for_length(refused):
                     raise
                 dropped, cut = self._less(messages, dropped, cut)
                 continue
