@@ -209,10 +209,7 @@ class HFEngine:
 
     def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion]:
         """Longest prompts first, so that memory runs out at once or never; each is yielded when the decoder has it."""
-        jobs = sorted(map(self.prompts.job, requests), key=lambda job: (-len(job.ids), job.id))
-        self._warn_about_context(jobs)
-        self._tell_facts()
-        yield from self.decoder.decode(jobs)
+        yield from self.generate_jobs(map(self.prompts.job, requests))
 
     def _warn_about_context(self, jobs: list[Job]) -> None:
         limit = self.context
@@ -229,6 +226,18 @@ class HFEngine:
         """Trailing spaces of the context count as the continuation's, as the tokens that span the border do. A context
         that several requests share is read once, by a PLT."""
         yield from Likelihoods(self.model, self.prompts, self.batch, shares=self.is_plt).score(requests)
+
+    def generate_jobs(self, jobs: Iterable[Job]) -> Iterator[Completion]:
+        """What `generate` does, of prompts in tokens."""
+        ordered = sorted(jobs, key=lambda job: (-len(job.ids), job.id))
+        self._warn_about_context(ordered)
+        self._tell_facts()
+        for decoding in dict.fromkeys(job.decoding for job in ordered):  # transformers' generate() cannot mix them
+            yield from self.decoder.decode([job for job in ordered if job.decoding == decoding])
+
+    def loglikelihood_tokens(self, requests: Iterable[tuple[str, list[int], list[int]]]) -> Iterator[Loglikelihood]:
+        """What `loglikelihood` does, of requests in tokens: (id, context, continuation)."""
+        yield from Likelihoods(self.model, self.prompts, self.batch, shares=self.is_plt).score_tokens(requests)
 
     def close(self) -> None:
         """Give the model's memory back."""

@@ -46,6 +46,10 @@ class Likelihoods:
     def score(self, requests: Iterable[LoglikelihoodRequest]) -> Iterator[Loglikelihood]:
         """In an order of its own. Trailing spaces of the context count as the continuation's, as the tokens that span
         the border do. Raises UserError when memory runs out for good."""
+        yield from self.score_tokens((request.id, *self._split(request)) for request in requests)
+
+    def score_tokens(self, requests: Iterable[tuple[str, list[int], list[int]]]) -> Iterator[Loglikelihood]:
+        """What `score` does, of requests in tokens: (id, context, continuation), at least one token of context each."""
         waiting = deque(sorted(self._groups(requests), key=lambda group: group.order))
         while waiting:
             groups = _take(waiting, self.batch.size, SIDE_BY_SIDE.get(self.model.device.type, CHUNK))
@@ -57,16 +61,15 @@ class Likelihoods:
             else:
                 yield from scored
 
-    def _groups(self, requests: Iterable[LoglikelihoodRequest]) -> list[_Group]:
+    def _groups(self, requests: Iterable[tuple[str, list[int], list[int]]]) -> list[_Group]:
         groups: dict[tuple[int, ...], _Group] = {}
         alone: list[_Group] = []
-        for request in requests:
-            context, continuation = self._split(request)
+        for request_id, context, continuation in requests:
             if self.shares:
                 group = groups.setdefault(tuple(context), _Group(context, []))
-                group.choices.append((request.id, continuation))
+                group.choices.append((request_id, continuation))
             else:
-                alone.append(_Group(context, [(request.id, continuation)]))
+                alone.append(_Group(context, [(request_id, continuation)]))
         return [*groups.values(), *alone]
 
     def _split(self, request: LoglikelihoodRequest) -> tuple[list[int], list[int]]:

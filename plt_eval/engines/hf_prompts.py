@@ -25,7 +25,8 @@ _CUT = "-----the-answer-continues-here-----"
 
 @dataclass(frozen=True)
 class Job:
-    """A request in tokens: the prompt's `ids`, at most `limit` new ones, an end at any of the `stops`."""
+    """A request in tokens: the prompt's `ids`, at most `limit` new ones, an end at any of the `stops`. `apart`: the new
+    tokens' text is what they say by themselves, not as they continue the prompt."""
 
     id: str
     ids: list[int]
@@ -33,6 +34,7 @@ class Job:
     stops: tuple[str, ...]
     chat: bool
     decoding: Decoding
+    apart: bool = False
 
     def draws(self) -> Iterator[float]:
         """Uniform numbers in [0, 1), one a token, for as long as anybody asks. They depend on the run's seed and the
@@ -136,7 +138,7 @@ class Prompts:
     def completion(self, job: Job, new_ids: list[int], *, ended: bool, seconds: float) -> Completion:
         """The text of new tokens (the one that ended it is not among them), cut before the first stop string. `ended`:
         the model ended it; else it did so only where a stop string is found."""
-        text = self._continuing(job.ids, new_ids)
+        text = self._continuing([] if job.apart else job.ids, new_ids)
         cut = min((at for at in (text.find(stop) for stop in job.stops) if at >= 0), default=None)
         reason: FinishReason = "stop" if ended or cut is not None else "length"
         return Completion(
