@@ -18,6 +18,7 @@ PACKAGES = (
     "safetensors",
     "numpy",
     "evalplus",
+    "lm-eval",
     "docker",
     "flash-attn",
     "httpx",

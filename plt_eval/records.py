@@ -206,6 +206,8 @@ class MetricRecord(Record):
     low: float
     high: float
     definition: str
+    share: bool = True
+    stderr: float | None = None
 
 
 class Metrics(Record):

@@ -15,6 +15,7 @@ Diagnoses are runs too, in the same folder; plt_eval.diagnosis.store reads those
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -448,7 +449,7 @@ def check_same_run(path: Path, found: IdentityRecord, asked: IdentityRecord) -> 
 
 
 def _metric_record(metric: Metric) -> MetricRecord:
-    return MetricRecord(value=metric.value, n=metric.n, low=metric.low, high=metric.high, definition=metric.definition)
+    return MetricRecord(**dataclasses.asdict(metric))
 
 
 def as_json(record: Record) -> str:

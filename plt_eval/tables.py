@@ -29,13 +29,16 @@ def output_console() -> Console:
 
 
 def percent(metric: MetricRecord) -> str:
-    """As in "45.1%"."""
-    return f"{100 * metric.value:.1f}%"
+    """As in "45.1%"; what is no share as it is."""
+    return f"{100 * metric.value:.1f}%" if metric.share else f"{metric.value:.4g}"
 
 
 def interval(metric: MetricRecord) -> str:
-    """As in "[37.5, 52.9]", in percent."""
-    return f"[{100 * metric.low:.1f}, {100 * metric.high:.1f}]"
+    """As in "[37.5, 52.9]", in percent; of what is no share as it is, and "-" where nobody knows one."""
+    if metric.low == metric.high and metric.stderr is None and (metric.n == 1 or not metric.share):
+        return "-"
+    scale, form = (100, ".1f") if metric.share else (1, ".4g")
+    return f"[{scale * metric.low:{form}}, {scale * metric.high:{form}}]"
 
 
 # --- results of one command -----------------------------------------------------------------------------

@@ -99,13 +99,16 @@ class Score:
 @dataclass(frozen=True)
 class Metric:
     """One number of a run: value in [0, 1], the number of problems behind it, a 95% interval over problems,
-    and the definition in words."""
+    and the definition in words. A value of another kind says so by `share` false; `stderr` is its standard error, where
+    the official scorer gives one."""
 
     value: float
     n: int
     low: float
     high: float
     definition: str
+    share: bool = True
+    stderr: float | None = None
 
 
 # --- the sandbox, as a suite sees it ------------------------------------------------------------------

@@ -21,6 +21,7 @@ from plt_eval.cli.demo import demo
 from plt_eval.cli.diagnose import diagnose
 from plt_eval.cli.export import export
 from plt_eval.cli.figures import figures
+from plt_eval.cli.harness import OFFICIAL_SETTINGS, official
 from plt_eval.cli.install import install
 from plt_eval.cli.ls import ls
 from plt_eval.cli.report import report
@@ -52,6 +53,7 @@ app.command("report")(report)
 app.command("figures")(figures)
 app.command("suites")(suites)
 app.command("install")(install)
+app.command("lm-eval", **OFFICIAL_SETTINGS)(official)
 app.add_typer(data, name="data")
 app.add_typer(bench, name="bench")
 
