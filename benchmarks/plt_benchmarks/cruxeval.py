@@ -15,13 +15,23 @@ from __future__ import annotations
 
 import ast
 import builtins
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from plt_benchmarks.datafiles import Release, open_data, suite_data
+from plt_benchmarks.literals import (
+    MOST_CHARACTERS,
+    call_arguments,
+    evaluated,
+    expression,
+    how_it_ended,
+    is_literal,
+    run_program,
+    source,
+    told,
+)
 from plt_benchmarks.protocols import (
     Answer,
     Message,
@@ -30,9 +40,6 @@ from plt_benchmarks.protocols import (
     Prompt,
     Sample,
     Sandbox,
-    SandboxJob,
-    SandboxLimits,
-    SandboxOutcome,
     Score,
     Scorer,
     SuiteData,
@@ -42,9 +49,6 @@ from plt_benchmarks.statistics import pass_metrics
 
 Task = Literal["input", "output"]
 JUDGE_VERSION = 1
-MOST_CHARACTERS = 100_000
-"""Longer answers are wrong without being looked at."""
-LIMITS = SandboxLimits(wall_s=20, cpu_s=5, memory=1 << 30, processes=4, tmp_bytes=16 << 20)
 SYSTEM = "You are an expert at Python programming, code execution, test case generation, and fuzzing."
 
 RELEASE = Release(
@@ -126,21 +130,21 @@ class CruxEvalScorer:
         shown = value if self._task == "output" else f"f({value})"
         call, output = sample.data["input"], sample.data["output"]
         if self._task == "output":
-            if not _is_literal(value):
+            if not is_literal(value):
                 return _wrong(shown, "the output is no literal")
             output = value
         elif _harmless(value):
             call = value
         else:
-            plain = self._evaluated(value)
+            plain = evaluated(self._sandbox, value)
             if plain is None:
                 return _wrong(shown, "the input cannot be evaluated to plain data")
             call = plain
-        outcome = self._run(_CHECK, {"code": sample.data["code"], "call": call, "output": output})
-        told = _told(outcome)
-        if told is None:
-            return _wrong(shown, _how(outcome))
-        return Score({"right": told == "equal"}, judged=shown, detail={} if told == "equal" else {"why": told})
+        outcome = run_program(self._sandbox, _CHECK, {"code": sample.data["code"], "call": call, "output": output})
+        said = told(outcome)
+        if said is None:
+            return _wrong(shown, how_it_ended(outcome))
+        return Score({"right": said == "equal"}, judged=shown, detail={} if said == "equal" else {"why": said})
 
     def close(self) -> None:
         """Nothing is held."""
@@ -150,15 +154,6 @@ class CruxEvalScorer:
             return None, f"the answer has {len(text)} characters"
         found = predicted(self._task, text)
         return found, f"no {self._task} was found in the answer"
-
-    def _evaluated(self, arguments: str) -> str | None:
-        """`arguments` as literals. The expression is the model's own, and so may be what it prints: all that it can
-        bring about is that other plain data is tried."""
-        told = _told(self._run(_EVALUATE, {"arguments": arguments}))
-        return told if told is not None and len(told) <= MOST_CHARACTERS and _plain_arguments(told) else None
-
-    def _run(self, program: str, request: dict[str, str]) -> SandboxOutcome:
-        return self._sandbox.run(SandboxJob(program, stdin=json.dumps(request).encode(), limits=LIMITS))
 
 
 _CHECK = """
@@ -176,32 +171,6 @@ except Exception as error:
 json.dump(told, out)
 """
 """Runs trusted code on plain data."""
-
-_EVALUATE = """
-import json, sys
-request = json.load(sys.stdin)
-taken = eval("(lambda *a, **k: (a, k))(" + request["arguments"] + "\\n)", {})
-parts = [repr(value) for value in taken[0]] + [name + "=" + repr(value) for name, value in taken[1].items()]
-json.dump(", ".join(parts), sys.stdout)
-"""
-
-
-def _told(outcome: SandboxOutcome) -> str | None:
-    """What a program said, None if it did not end well or said something else."""
-    if outcome.status != "exited" or outcome.exit_code != 0:
-        return None
-    try:
-        told = json.loads(outcome.stdout)
-    except (ValueError, RecursionError):
-        return None
-    return told if isinstance(told, str) else None
-
-
-def _how(outcome: SandboxOutcome) -> str:
-    if outcome.status != "exited":
-        return outcome.status.replace("_", " ")
-    last = outcome.stderr.decode(errors="replace").strip().splitlines()[-1:]
-    return f"exit code {outcome.exit_code}" + (f": {last[0][:200]}" if last else "")
 
 
 def _wrong(shown: str, why: str) -> Score:
@@ -226,65 +195,31 @@ def predicted(task: Task, text: str) -> str | None:
     if task == "output":
         after = said.rpartition("==")[2] if start >= 0 else said
         return after.strip() or None
-    call = _expression(said.partition("==")[0].strip() if start < 0 else said[start + 7 :].partition("==")[0].strip())
-    return _arguments(call) if call is not None else None
+    call = expression(said.partition("==")[0].strip() if start < 0 else said[start + 7 :].partition("==")[0].strip())
+    return call_arguments(call) if call is not None else None
 
 
 def _assertion(text: str) -> tuple[str, str] | None:
     """Arguments and output of the assertion at the beginning of `text`, which may be followed by other text."""
     lines = text.split("\n")
     for end in range(1, min(len(lines), 50) + 1):
-        source = "\n".join(lines[:end])
         try:
-            statement = ast.parse(source).body[0]
+            statement = ast.parse("\n".join(lines[:end])).body[0]
         except (SyntaxError, ValueError, MemoryError, RecursionError):
             continue
         test = statement.test if isinstance(statement, ast.Assert) else None
         if not isinstance(test, ast.Compare) or len(test.ops) != 1 or not isinstance(test.ops[0], ast.Eq):
             return None
-        arguments = _arguments(test.left)
-        return None if arguments is None else (arguments, ast.unparse(test.comparators[0]))
+        arguments = call_arguments(test.left)
+        output = source(test.comparators[0])
+        return None if arguments is None or output is None else (arguments, output)
     return None
-
-
-def _expression(text: str) -> ast.expr | None:
-    try:
-        return ast.parse(text, mode="eval").body
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        return None
-
-
-def _arguments(call: ast.expr) -> str | None:
-    """The arguments of a call of f, as source."""
-    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id != "f":
-        return None
-    words = [
-        f"{word.arg}={ast.unparse(word.value)}" if word.arg else f"**{ast.unparse(word.value)}"
-        for word in call.keywords
-    ]
-    return ", ".join([*(ast.unparse(value) for value in call.args), *words])
-
-
-def _is_literal(text: str) -> bool:
-    try:
-        ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return False
-    return True
-
-
-def _plain_arguments(text: str) -> bool:
-    """Whether `text` is a list of arguments that are all literals."""
-    call = _expression(f"f({text})")
-    if not isinstance(call, ast.Call) or _arguments(call) is None or any(word.arg is None for word in call.keywords):
-        return False
-    return all(_is_literal(ast.unparse(value)) for value in [*call.args, *(word.value for word in call.keywords)])
 
 
 def _harmless(text: str) -> bool:
     """Whether arguments cannot do more than make plain data, and functions that do no more: there is no way from what
     is allowed here to a class of its own, to a frame or to a module, so nothing can interfere with the comparison."""
-    call = _expression(f"f({text})")
+    call = expression(f"f({text})")
     return isinstance(call, ast.Call) and all(
         _harmless_node(node) for part in (*call.args, *call.keywords) for node in ast.walk(part)
     )
@@ -327,9 +262,9 @@ def _check_row(place: str, row: dict[str, Any]) -> None:
         if not isinstance(row.get(key), str):
             found = type(row[key]).__name__ if key in row else f"the keys {', '.join(sorted(row)) or 'none'}"
             raise SuiteError(f"{place}: expected {key!r} to be a string, found {found}")
-    if _expression(f"f({row['input']})") is None:
+    if expression(f"f({row['input']})") is None:
         raise SuiteError(f"{place}: expected 'input' to be arguments of f, found {row['input'][:80]!r}")
-    if _expression(row["output"]) is None:
+    if expression(row["output"]) is None:
         raise SuiteError(f"{place}: expected 'output' to be an expression, found {row['output'][:80]!r}")
 
 

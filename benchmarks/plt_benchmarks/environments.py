@@ -12,7 +12,9 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,26 +28,32 @@ _DONE = "plt-eval.json"
 @dataclass(frozen=True)
 class Environment:
     """What `plt-eval install NAME` installs: `requirements` as pip takes them, and `summary`, what for, in a line.
-    `options` are further arguments for pip."""
+    `options` are further arguments for pip. `bare` is installed afterwards without what it says that it requires.
+    `python_version` is the version that the requirements are for, as in "3.11"; None means whichever runs us.
+    `oldest_python` takes any Python of this machine from that version on: it is for programs that are started as
+    processes, as jobs in the sandbox see the running Python and those in /usr only."""
 
     name: str
     summary: str
     requirements: tuple[str, ...]
     options: tuple[str, ...] = ()
+    bare: tuple[str, ...] = ()
+    python_version: str | None = None
+    oldest_python: tuple[int, int] | None = None
 
     @property
     def folder(self) -> Path:
         """Where it lies: of its own for each set of requirements and each Python."""
-        python = (sys.version_info[:2], sys.base_prefix)
-        told = json.dumps([self.requirements, self.options, python])
+        python = self.oldest_python or (sys.version_info[:2], sys.base_prefix)
+        told = json.dumps([self.requirements, self.options, python, *([self.bare] if self.bare else [])])
         root = os.environ.get("PLT_EVAL_ENVIRONMENTS")
         base = Path(root) if root else cache_folder() / "environments"
         return base.absolute() / f"{self.name}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
 
     @property
     def present(self) -> bool:
-        """Whether it was installed to its end."""
-        return (self.folder / _DONE).is_file()
+        """Whether it was installed to its end, and the Python that it was made with is still there."""
+        return (self.folder / _DONE).is_file() and (self.folder / "bin" / "python").exists()
 
     @property
     def python(self) -> Path:
@@ -58,26 +66,98 @@ class Environment:
         """The environment, for listings."""
         return Need(f"environment {self.name}", self.present, f"plt-eval install {self.name}")
 
-    def install(self, notify: Callable[[str], None]) -> None:
-        """Make it, anew if an earlier try was cut short. `notify` hears each step. Raises SuiteError."""
-        folder = self.folder
-        shutil.rmtree(folder, ignore_errors=True)
+    def install(self, notify: Callable[[str], None], *, again: bool = True) -> None:
+        """Make it, anew if an earlier try was cut short; without `again` not if it is there. Waits for another process
+        that makes it. `notify` hears each step. Raises SuiteError."""
+        import filelock
+
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            notify(f"a virtual environment in {folder}")
-            _call([sys.executable, "-m", "venv", str(folder)])
-            notify(f"pip install {' '.join(self.requirements)}")
-            pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--no-input"]
-            _call([*pip, *self.options, *self.requirements])
-            frozen = _call([str(folder / "bin" / "python"), "-m", "pip", "freeze"])
-            (folder / _DONE).write_text(json.dumps({"name": self.name, "packages": frozen.split()}, indent=1))
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(self.folder.with_name(f"{self.folder.name}.lock"))
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout:
+                notify("another process installs it: waiting")
+                lock.acquire()
+            try:
+                if again or not self.present:
+                    self._make(notify)
+            finally:
+                lock.release()
         except OSError as error:
-            raise SuiteError(f"environment {self.name} in {folder}: {error}") from error
+            raise SuiteError(f"environment {self.name} in {self.folder}: {error}") from error
+
+    def _make(self, notify: Callable[[str], None]) -> None:
+        folder, python = self.folder, self._base_python()
+        (folder / _DONE).unlink(missing_ok=True)  # first of all: a removal that is cut short must not leave it
+        if folder.exists():
+            shutil.rmtree(folder)
+        notify(f"a virtual environment in {folder}")
+        _call([python, "-m", "venv", str(folder)])
+        notify(f"pip install {textwrap.shorten(' '.join(self.requirements), 300)}")
+        pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
+        _call([*pip, "install", "--no-input", *self.options, *self.requirements])
+        if self.bare:
+            notify(f"pip install --no-deps {' '.join(self.bare)}")
+            _call([*pip, "install", "--no-input", *self.options, "--no-deps", *self.bare])
+        told = {"name": self.name, "packages": _call([*pip, "freeze"]).splitlines()}
+        partial = folder / f"{_DONE}.partial"
+        partial.write_text(json.dumps(told, indent=1))
+        os.replace(partial, folder / _DONE)
+
+    def _base_python(self) -> str:
+        """The Python that makes it. Raises SuiteError where there is none of the version."""
+        if self.oldest_python is not None:
+            return _python_from(self.oldest_python, self.name)
+        running = "{}.{}".format(*sys.version_info)
+        if self.python_version in (None, running):
+            return sys.executable
+        found = shutil.which(f"python{self.python_version}")
+        if found is None or not os.path.realpath(found).startswith("/usr/"):  # jobs see no other
+            raise SuiteError(
+                f"environment {self.name} is for Python {self.python_version}, found {running}: install "
+                f"python{self.python_version} in /usr, or run plt-eval with it"
+            )
+        return found
+
+
+def _python_from(oldest: tuple[int, int], name: str) -> str:
+    """A Python of at least that version: the running one, one on PATH, or one of pyenv's. Raises SuiteError."""
+    if sys.version_info[:2] >= oldest:
+        return sys.executable
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    kinds = [f"python{oldest[0]}.{minor}" for minor in range(oldest[1], oldest[1] + 8)]
+    places = [found for kind in kinds if (found := shutil.which(kind))]
+    places += [str(found) for kind in kinds for found in sorted(pyenv.glob(f"*/bin/{kind}"))]
+    working = next((place for place in places if _runs(place)), None)  # a shim may be there for no Python at all
+    if working is None:
+        wanted, running = "{}.{}".format(*oldest), "{}.{}".format(*sys.version_info)
+        raise SuiteError(
+            f"environment {name} needs Python {wanted} or newer, found {running}: install one that PATH finds as "
+            f"python{wanted}"
+        )
+    return working
+
+
+def _runs(python: str) -> bool:
+    with suppress(OSError, subprocess.TimeoutExpired):
+        command = [python, "-c", "import venv, ensurepip"]
+        return subprocess.run(command, capture_output=True, check=False, timeout=30).returncode == 0
+    return False
 
 
 def _call(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    """The standard output of `command`. Raises SuiteError with the line that says what went wrong."""
+    own = {name: value for name, value in os.environ.items() if name not in _NOT_OURS}
+    done = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", check=False, stdin=subprocess.DEVNULL, env=own
+    )
     if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-        raise SuiteError(f"{' '.join(command[:6])}...: exit code {done.returncode}: {last}")
+        lines = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()
+        telling = [line for line in lines if line.startswith("ERROR:")] or lines
+        raise SuiteError(f"{' '.join(command[:6])}...: exit code {done.returncode}: {telling[-1]}")
     return done.stdout
+
+
+_NOT_OURS = ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_USER")
+"""Variables that would send packages elsewhere, or bring some of another place."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -24,5 +25,9 @@ def install(
         if known[name].present and not again:
             typer.echo(f"{name}: there already, in {known[name].folder}")
             continue
-        known[name].install(lambda step, name=name: typer.echo(f"{name}: {step}", err=True))  # type: ignore[misc]
+        known[name].install(partial(_say, name), again=again)
         typer.echo(f"{name}: installed, in {known[name].folder}")
+
+
+def _say(name: str, step: str) -> None:
+    typer.echo(f"{name}: {step}", err=True)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from plt_eval.cli.evaluate import RunOptions
     from plt_eval.records import MetricRecord
     from plt_eval.runner import Result
+    from plt_eval.swe.command import SweOptions
 
 PAPER = "paper"
 _NO_EFFECT = ("n_samples", "run_id", "completions")
@@ -29,7 +30,7 @@ _NO_EFFECT = ("n_samples", "run_id", "completions")
 
 @dataclass(frozen=True)
 class Measured:
-    """One column: its results, one for each model and loop count, or why there are none."""
+    """One column: its results, one for each model and loop count, and why there are none, or none that counts."""
 
     column: Column
     results: tuple[Result, ...] = ()
@@ -44,23 +45,38 @@ def evaluate_paper(options: RunOptions, console: Console, evaluate: Evaluate) ->
     take; what only one column cannot do marks that column."""
     from plt_benchmarks.protocols import SandboxError, SuiteError
     from plt_benchmarks.registry import UnknownSuite
+    from plt_eval.journal import DiskFull
 
     _check(options)
     measured: list[Measured] = []
     for column in COLUMNS:
         console.print(f"{column.name}: suite {column.suite}", style="bold", highlight=False)
         try:
-            found = Measured(column, tuple(evaluate(_options_for(column, options), console)))
+            found = _measured(column, tuple(evaluate(_options_for(column, options), console)))
+        except DiskFull:  # no other column could store anything either
+            raise
         except UnknownSuite:
             found = Measured(column, why=f"this version has no suite {column.suite}")
         except (UserError, SuiteError, SandboxError) as error:
             found = Measured(column, why=" ".join(str(error).split()))
         if found.why:
-            console.print(f"{column.name}: cannot run here: {found.why}", style="yellow", markup=False, soft_wrap=True)
+            what = "does not count" if found.results else "cannot run here"
+            console.print(f"{column.name}: {what}: {found.why}", style="yellow", markup=False, soft_wrap=True)
         measured.append(found)
     if not any(found.results for found in measured):
         raise UserError(f"--suite {PAPER}: no column can run here; first: {measured[0].column.name}: {measured[0].why}")
     return measured
+
+
+def _measured(column: Column, results: tuple[Result, ...]) -> Measured:
+    """With the reason why a result has no number for the column, where that is so."""
+    for result in results:
+        if _metric(column, result) is None:
+            examples = result.run.manifest.missing_examples
+            judged = f"nothing was judged; first: {examples[0]}" if examples else "nothing was judged"
+            why = f"its run has no metric {column.metric}" if result.metrics.metrics else judged
+            return Measured(column, results, f"{result.run.manifest.run_id}: {why}")
+    return Measured(column, results)
 
 
 def _check(options: RunOptions) -> None:
@@ -89,10 +105,19 @@ def _check(options: RunOptions) -> None:
 def _options_for(column: Column, options: RunOptions) -> RunOptions:
     """The same command for one column alone."""
     given = replace(options, suite=column.suite, chosen=_chosen(column, options.chosen))
-    given = replace(given, data=_data(column, options.data))
-    if column.agent:
-        return replace(given, scoring_workers=None, sandbox_image=None)
-    return replace(given, swe=None)
+    given = replace(given, data=_data(column, options.data), swe=_agent_options(column, options.swe))
+    given = replace(given, **dict.fromkeys(column.plumbing))
+    if not column.agent:
+        return given
+    return replace(given, scoring_workers=None, sandbox_image=None)
+
+
+def _agent_options(column: Column, swe: SweOptions | None) -> SweOptions | None:
+    from dataclasses import fields
+
+    if swe is None or not column.agent:
+        return None
+    return replace(swe, **{f.name: None for f in fields(swe) if f.name not in column.agent})
 
 
 def _chosen(column: Column, chosen: SuiteOptions | None) -> SuiteOptions | None:
@@ -147,7 +172,9 @@ def paper_json(measured: Sequence[Measured]) -> dict[str, Any]:
                 "suite": found.column.suite,
                 "metric": found.column.metric,
                 "runs": [result.run.manifest.run_id for result in found.results],
-                "cannot_run": found.why or None,
+                "missing": sum(result.metrics.missing for result in found.results),
+                "cannot_run": (found.why or None) if not found.results else None,
+                "does_not_count": (found.why or None) if found.results else None,
             }
             for found in measured
         ],
@@ -164,12 +191,11 @@ def paper_rows(measured: Sequence[Measured]) -> list[dict[str, Any]]:
     for model, loops in whose:
         columns = {}
         for found in measured:
-            metric = next(
-                (_metric(found.column, result) for result in found.results if _who(result) == (model, loops)), None
-            )
-            if metric is not None:
+            own = next((result for result in found.results if _who(result) == (model, loops)), None)
+            metric = None if own is None else _metric(found.column, own)
+            if own is not None and metric is not None:
                 numbers = {"value": 100 * metric.value, "low": 100 * metric.low, "high": 100 * metric.high}
-                columns[found.column.name] = {**numbers, "n": metric.n}
+                columns[found.column.name] = {**numbers, "n": metric.n, "missing": own.metrics.missing}
         values = [columns[name]["value"] for name in names if name in columns]
         whole = len(values) == len(names) and bool(values)
         mean = sum(values) / len(values) if whole else None
@@ -204,10 +230,11 @@ def _metric(column: Column, result: Result) -> MetricRecord | None:
     return result.metrics.metrics.get(column.metric)
 
 
-def _cell(numbers: dict[str, float] | None, found: Measured) -> str:
+def _cell(numbers: dict[str, Any] | None, found: Measured) -> str:
     if numbers is not None:
-        return f"{numbers['value']:.1f}\n[{numbers['low']:.1f}, {numbers['high']:.1f}]\nn={numbers['n']}"
-    return "cannot\nrun" if found.why else "-"
+        missing = f"\n{numbers['missing']} missing" if numbers["missing"] else ""
+        return f"{numbers['value']:.1f}\n[{numbers['low']:.1f}, {numbers['high']:.1f}]\nn={numbers['n']}{missing}"
+    return "none\njudged" if found.results else "cannot\nrun"
 
 
 def _points(value: float | None) -> str:
@@ -216,6 +243,8 @@ def _points(value: float | None) -> str:
 
 def _caption(measured: Sequence[Measured]) -> str:
     lines = ["own values in points with 95% intervals; the mean is over the columns that ran, for both rows"]
+    if any(result.metrics.missing for found in measured for result in found.results):
+        lines.append("missing: broken in engine or judging, and counted nowhere; the same command tries them again")
     reasons: dict[str, list[str]] = {}
     for found in measured:
         if found.why:

@@ -13,14 +13,34 @@ from dataclasses import dataclass
 class Column:
     """`name` is that of results/reference/table2.csv; `suite` what --suite takes for it, and `metric` the run's metric
     that stands in it. `folders` is what a sub-folder with its data may be called. `takes` names the suite options (see
-    plt_benchmarks.options) that have an effect on it; `agent` says that an agent solves it."""
+    plt_benchmarks.options) that have an effect on it, `agent` those of agents (see plt_eval.swe.command) where an agent
+    solves it, and `plumbing` the options of how requests are sent that have none there."""
 
     name: str
     suite: str
     metric: str
     folders: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
-    agent: bool = False
+    agent: tuple[str, ...] = ()
+    plumbing: tuple[str, ...] = ()
+
+
+SWE_OPTIONS = (
+    "workers",
+    "agent_steps",
+    "agent_wall_time",
+    "agent_command_timeout",
+    "agent_actions",
+    "agent_context",
+    "test_timeout",
+    "keep_images",
+    "container_memory",
+    "container_cpus",
+    "pip_index",
+    "wheels",
+    "split_streams",
+)
+SENDING = ("concurrency", "retries", "request_timeout")
 
 
 COLUMNS = (
@@ -34,11 +54,25 @@ COLUMNS = (
         ("livecodebench",),
         ("release", "since", "until"),
     ),
-    Column("swe_bench_verified", "swe", "swe.resolved", ("SWE-bench_Verified",), agent=True),
-    Column("swe_bench_multilingual", "multi-swe", "multi-swe.resolved", ("SWE-bench_Multilingual",), agent=True),
-    Column("terminal_bench_v1", "terminal", "terminal.resolved"),
-    Column("terminal_bench_v2", "terminal", "terminal.resolved"),
-    Column("mind2web", "mind2web", "mind2web.step_success"),
+    Column("swe_bench_verified", "swe", "swe.resolved", ("SWE-bench_Verified",), agent=SWE_OPTIONS),
+    Column("swe_bench_multilingual", "multi-swe", "multi-swe.resolved", ("SWE-bench_Multilingual",), agent=SWE_OPTIONS),
+    Column(
+        "terminal_bench_v1",
+        "terminal",
+        "terminal.resolved",
+        ("terminal-bench-core-0.1.1", "terminal-bench-core"),
+        agent=("workers", "agent_steps", "agent_wall_time", "test_timeout"),
+        plumbing=SENDING,
+    ),
+    Column(
+        "terminal_bench_v2",
+        "terminal-2",
+        "terminal-2.resolved",
+        ("terminal-bench-2.0", "terminal-bench-2"),
+        agent=("workers", "agent_steps"),
+        plumbing=SENDING,
+    ),
+    Column("mind2web", "mind2web", "mind2web.step_success", ("mind2web",)),
     Column("bfcl_v3", "tools", "tools.overall", ("bfcl",), ("tool_calls",)),
 )
 """In the paper's order; its average is over all ten."""

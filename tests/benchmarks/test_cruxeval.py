@@ -156,6 +156,41 @@ def test_inputs_that_are_functions(sandbox: Sandbox) -> None:
         assert judged(CRUXEVAL_I, sandbox, text, row).values == {"right": False}, text
 
 
+ODD = {
+    "a number of thousands of digits": "0x" + "f" * 5000,
+    "a long sum": "+".join(["1"] * 500),
+    "many signs": "-" * 500 + "1",
+    "many attributes": "a" + ".b" * 800,
+    "many calls": "a" + "()" * 400,
+    "many indices": "a" + "[0]" * 20_000,
+    "many conditions": "1 if 1 else " * 400 + "1",
+    "many lambdas": "lambda: " * 300 + "1",
+    "many brackets": "[" * 199 + "]" * 199,
+    "a lone surrogate": "'\ud800'",
+    "a NUL": "'\0'",
+    "infinity": "1e999",
+    "no number": "float('nan')",
+    "a walrus": "(a := 1)",
+    "an unfinished string": '"' * 5001,
+}
+
+
+@pytest.mark.parametrize("value", ODD.values(), ids=ODD.keys())
+def test_odd_answers_are_wrong_and_break_nothing(sandbox: Sandbox, value: str) -> None:
+    for suite in (CRUXEVAL_I, CRUXEVAL_O):
+        for form in ("assert f({}) == 1", "assert f(1) == {}", "f({})", "{}"):
+            score = judged(suite, sandbox, form.format(value))
+            assert (score.values, score.error) == ({"right": False}, None), form
+
+
+def test_what_the_sandbox_says_of_an_input_is_data_and_no_source(sandbox: Sandbox) -> None:
+    """The evaluation is the model's own process: whatever it prints is at most another input, judged like one."""
+    for said in ("1) or True or f(2", "'x', 2)\n#", "*[1], 2", "__import__('os')", "'x', 2) == ['x', 'x'] #", "b=b"):
+        lie = f"f((lambda: (print({json.dumps(said)!r}, flush=True), __import__('os')._exit(0)))())"
+        expected = said == "'x', 2)\n#"  # a right input, however it came about
+        assert judged(CRUXEVAL_I, sandbox, lie).values == {"right": expected}, said
+
+
 def test_a_function_that_does_not_end(sandbox: Sandbox) -> None:
     row = {**ROW, "code": "def f(n):\n    while n: pass\n    return 1", "input": "0", "output": "1"}
     assert judged(CRUXEVAL_I, sandbox, "f(0)", row).values == {"right": True}
