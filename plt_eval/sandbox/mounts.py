@@ -9,6 +9,9 @@ from pathlib import Path
 
 _SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _ETC = ("alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime")
+_SETTINGS = ("java-*-openjdk", "R/ldpaths", "R/Renviron", "mono", "racket", "ldc2.conf", "dmd.conf")
+"""What compilers and interpreters that distributions package keep in /etc and do not start, or not find their libraries,
+without."""
 _PYTHON_PARTS = ("bin", "lib", "lib64", "pyvenv.cfg")
 
 
@@ -27,6 +30,8 @@ def system_mounts() -> list[str]:
     arguments += ["--dir", "/etc"]
     for name in _ETC:
         arguments += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
+    for path in sorted(path for pattern in _SETTINGS for path in Path("/etc").glob(pattern)):
+        arguments += ["--dir", str(path.parent), "--ro-bind-try", str(path), str(path)]
     private = _private_folders()
     for folder in private:
         arguments += ["--tmpfs", str(folder)]

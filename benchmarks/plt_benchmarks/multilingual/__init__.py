@@ -1,0 +1,1 @@
+"""MultiPL-E: HumanEval and MBPP, translated to other languages."""
