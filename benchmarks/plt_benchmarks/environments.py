@@ -95,7 +95,7 @@ class Environment:
         notify(f"a virtual environment in {folder}")
         _call([python, "-m", "venv", str(folder)])
         notify(f"pip install {textwrap.shorten(' '.join(self.requirements), 300)}")
-        pip = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
+        pip = [str(folder / "bin" / "python"), "-m", "pip"]
         _call([*pip, "install", "--no-input", *self.options, *self.requirements])
         if self.bare:
             notify(f"pip install --no-deps {' '.join(self.bare)}")
@@ -149,6 +149,7 @@ def _runs(python: str) -> bool:
 def _call(command: list[str]) -> str:
     """The standard output of `command`. Raises SuiteError with the line that says what went wrong."""
     own = {name: value for name, value in os.environ.items() if name not in _NOT_OURS}
+    own["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"  # its notice would be the last line
     done = subprocess.run(
         command, capture_output=True, text=True, errors="replace", check=False, stdin=subprocess.DEVNULL, env=own
     )

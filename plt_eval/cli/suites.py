@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from plt_benchmarks.protocols import Suite
 
 
@@ -21,9 +24,6 @@ def suites(
     """
     import json
 
-    from rich.table import Table
-    from rich.text import Text
-
     from plt_benchmarks.registry import all_suites, suite_names
     from plt_eval.tables import output_console
 
@@ -31,24 +31,54 @@ def suites(
     if json_:
         typer.echo(json.dumps(found, indent=2))
         return
-    table = Table()
-    for heading in ("suite", "what it is", "problems", "needs", "data", "judging"):
-        table.add_column(heading, overflow="fold")
-    for row in found:
-        needs = [row["extra"], *(need["text"] for need in row["needs"])]
-        problems = "-" if row["problems"] is None else f"{row['problems']:,}"
-        wanted = "\n".join(text for text in needs if text) or "nothing"
-        cells = (row["suite"], row["summary"], problems, wanted, row["data"], row["cost"])
-        table.add_row(*(Text(str(cell)) for cell in cells))
     console = output_console()
-    console.print(table)
-    names = ", ".join(suite_names())
-    console.print(f"names that --suite takes: {names}, paper; --data gives other problems for one", soft_wrap=True)
+    console.print(suites_table(found))
+    console.print(f"names that --suite takes: {', '.join(suite_names())}, paper", soft_wrap=True)
     console.print("`paper` runs every column of the paper's Table 2 that can run here", soft_wrap=True)
+    console.print(
+        "data: --data PATH gives other problems for a suite, and is the only way where it says so; `plt-eval suites "
+        "--json` has the address of each one's own",
+        soft_wrap=True,
+    )
+
+
+def suites_table(found: list[dict[str, Any]]) -> Table:
+    """What `facts` says of each suite, for a terminal of 100 columns or more."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.HORIZONTALS, show_lines=True, pad_edge=False)
+    table.add_column("suite", no_wrap=True)
+    table.add_column("problems", justify="right", no_wrap=True)
+    table.add_column("what it is, and how long judging takes", ratio=5)
+    table.add_column("what it needs", ratio=4)
+    for row in found:
+        problems = "-" if row["problems"] is None else f"{row['problems']:,}"
+        what = Text.assemble(row["summary"], "\n", (f"judging: {row['cost']}", "dim"))
+        needed = Text.assemble(*_wanted(row), (f"data: {row['data']['state']}", "dim"))
+        table.add_row(Text(row["suite"]), problems, what, needed)
+    return table
+
+
+def _wanted(row: dict[str, Any]) -> list[str]:
+    """Lines on what a suite needs: what is there in one, what is missing in one each, with what mends it."""
+    have = [need["what"] for need in row["needs"] if need["present"]]
+    missing = [need["text"] for need in row["needs"] if not need["present"]]
+    if row["missing_packages"]:
+        missing.insert(0, row["extra"])
+    elif row["extra"]:
+        have.insert(0, f"extra {row['extra'].partition(':')[0]}")
+    there = ", ".join(have) if len(have) <= MOST_NAMED else f"{len(have)} of {len(have) + len(missing)} programs"
+    return [f"{line}\n" for line in ([f"there: {there}"] if have else []) + missing]
+
+
+MOST_NAMED = 4
+"""Needs that are there are named up to here, and counted beyond."""
 
 
 def facts(suite: Suite) -> dict[str, Any]:
-    """What the listing says of a suite, in JSON types."""
+    """What the listing says of a suite, in JSON types: `names` are those of --suite that it is part of."""
     wanted = [
         {
             "what": need.what,
@@ -60,25 +90,41 @@ def facts(suite: Suite) -> dict[str, Any]:
     ]
     return {
         "suite": suite.name,
+        "names": _names_with(suite),
         "summary": suite.summary,
         "version": suite.version,
         "problems": suite.problems or None,
         "extra": needs(suite.extra) if suite.extra else "",
+        "missing_packages": missing_packages(suite.extra) if suite.extra else [],
         "needs": wanted,
         "data": _data(suite),
         "cost": suite.cost,
+        "runs_code": suite.runs_code,
     }
 
 
-def _data(suite: Suite) -> str:
-    """Where it comes from, and whether it is here."""
+def _names_with(suite: Suite) -> list[str]:
+    from plt_benchmarks.protocols import SuiteError
+    from plt_benchmarks.registry import get_suite, suite_names
+
+    found = []
+    for name in suite_names():
+        with suppress(SuiteError):  # some want a selection
+            if any(other.name == suite.name for other in get_suite(name)):
+                found.append(name)
+    return found
+
+
+def _data(suite: Suite) -> dict[str, Any]:
+    """Where it comes from, whether it is here (None where that is no question), and both in a word."""
     release = getattr(suite, "release", None)
     url = getattr(release, "url", None)
     if url is None:
-        return "given by --data"
+        return {"source": None, "present": None, "state": "--data only"}
     if not url.startswith("https://"):
-        return str(url)
-    return f"{url}\n{'here' if getattr(release, 'present', False) else 'to be fetched, or --data'}"
+        return {"source": str(url), "present": True, "state": str(url)}
+    present = bool(getattr(release, "present", False))
+    return {"source": str(url), "present": present, "state": "here" if present else "to be fetched"}
 
 
 def needs(extra: str | None) -> str:

@@ -173,7 +173,7 @@ def test_suites() -> None:
     out, _ = command("suites")
     assert "humaneval" in out
     assert "mbpp" in out
-    assert "code: installed" in out
+    assert "there: extra code" in out
 
 
 def test_error_lines(tmp_path: Path, problems: Path) -> None:

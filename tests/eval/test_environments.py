@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from plt_benchmarks.environments import Environment
+from plt_benchmarks.environments import Environment, _python_from
 from plt_benchmarks.protocols import SandboxJob, SuiteError
 from plt_eval.cli.main import main
 from plt_eval.sandbox import open_sandbox
@@ -83,9 +84,99 @@ def test_what_pip_refuses_is_one_line(tiny: Environment) -> None:
     assert not tiny.present
 
 
+def test_what_looks_whole_is_whole(tiny: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_TARGET", str(tmp_path / "elsewhere"))  # as PYTHONPATH, it has no effect
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "elsewhere"))
+    tiny.install(lambda _: None)
+    assert list(tiny.folder.glob("lib/python3*/site-packages/tiny_thing.py"))
+    assert not (tmp_path / "elsewhere").exists()
+    python = tiny.python
+    there = os.readlink(python)
+    python.unlink()
+    python.symlink_to("/no/such/python")
+    assert not tiny.present, "its Python is gone"
+    python.unlink()
+    python.symlink_to(there)
+    assert tiny.present
+
+    def cut_short(folder: Path) -> None:
+        raise KeyboardInterrupt(folder)
+
+    monkeypatch.setattr("plt_benchmarks.environments.shutil.rmtree", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.install(lambda _: None)
+    assert python.exists()
+    assert not tiny.present, "its removal was cut short"
+
+
+def test_two_that_install_at_once_do_not_meet(tiny: Environment) -> None:
+    code = (
+        "import sys; from plt_benchmarks.environments import Environment\n"
+        f"tiny = Environment('tiny', 'suite tiny', {tiny.requirements!r}, {tiny.options!r})\n"
+        "tiny.install(print, again=False); print('present' if tiny.present else 'absent')"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert all(text.endswith("present\n") for text in told)
+    assert sum("a virtual environment" in text for text in told) == 1
+    assert subprocess.check_output([str(tiny.python), "-c", "import tiny_thing; print(tiny_thing.answer)"]) == b"42\n"
+
+
+def test_a_place_that_cannot_be_written(tiny: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PLT_EVAL_ENVIRONMENTS", str(tmp_path / "file"))
+    with pytest.raises(SuiteError, match=r"environment tiny in .*file"):
+        tiny.install(lambda _: None)
+
+
+class TestOldestPython:
+    """Environments for programs that take any Python from a version on."""
+
+    def test_one_that_runs_is_found(self, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        programs = tmp_path / "programs"
+        programs.mkdir()
+        (programs / "python9.1").write_text("#!/bin/sh\necho 'pyenv: python9.1: command not found' >&2\nexit 127\n")
+        (programs / "python9.3").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        for path in programs.iterdir():
+            path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+        monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
+        monkeypatch.setenv("PLT_EVAL_ENVIRONMENTS", str(tmp_path / "environments"))
+        newer = Environment("newer", "suite newer", (str(package),), ("--no-index",), oldest_python=(9, 1))
+        newer.install(lambda _: None)
+        assert newer.present
+        assert newer.folder != Environment("newer", "suite newer", (str(package),), ("--no-index",)).folder
+        (programs / "python9.3").unlink()
+        with pytest.raises(
+            SuiteError, match=r"environment newer needs Python 9\.1 or newer, found 3\.\d+: install one"
+        ):
+            newer.install(lambda _: None)
+        assert newer.present, "it is left as it was"
+
+    def test_the_running_one_is_good_enough(self) -> None:
+        assert _python_from((3, 11), "x") == sys.executable
+
+
 def test_an_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
     code, _ = _install(capsys, "nothing-like-it")
     assert code == 2
+
+
+def test_without_a_name_they_are_listed(
+    tiny: Environment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("plt_benchmarks.registry._ENVIRONMENTS", (tiny,))
+    for arguments, code, text in (
+        ((), 0, "tiny: for suite tiny; not installed\n"),
+        (("--again",), 2, "--again has no effect without a name; there are tiny"),
+        (("tinny",), 2, "tinny: no such environment (did you mean tiny?); there are tiny"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(["install", *arguments])
+        out, err = capsys.readouterr()
+        assert int(caught.value.code or 0) == code
+        assert text in out + err
 
 
 def _install(capsys: pytest.CaptureFixture[str], name: str) -> tuple[int, str]:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from toy_parts import LoopEngine, NoSandbox, SumSuite
+from toy_parts import LoopEngine, NoSandbox, SumEngine, SumSuite
 
+from plt_benchmarks.options import SuiteOptions
 from plt_benchmarks.protocols import SuiteError
-from plt_benchmarks.registry import UnknownSuite, suite_names
-from plt_eval.cli.evaluate import _open_sandbox
+from plt_benchmarks.registry import UnknownSuite, get_suite, suite_names
+from plt_benchmarks.swe.suites import SweSuite
+from plt_benchmarks.terminal import TerminalSuite
+from plt_eval.cli.evaluate import RunOptions, _open_sandbox
 from plt_eval.cli.main import main
+from plt_eval.cli.paper import _options_for
 from plt_eval.engines import ENGINES
+from plt_eval.engines.base import Completion, GenerationRequest
 from plt_eval.report.columns import COLUMNS, Column
 from plt_eval.report.reference import published
+from plt_eval.swe.command import SweOptions
+from plt_eval.terminal.command import TAKEN
 
 
 @pytest.fixture
@@ -98,5 +107,73 @@ def test_columns_are_those_that_were_published() -> None:
     printed = set(published("table2")["quantity"])
     assert [column.name for column in COLUMNS if column.name not in printed] == []
     assert printed - {column.name for column in COLUMNS} == {"average"}
-    known = [column.suite for column in COLUMNS if column.suite in suite_names()]
-    assert known == ["humaneval", "swe", "multi-swe"]
+    assert [column.suite for column in COLUMNS if column.suite not in suite_names()] == []
+    assert len({column.suite for column in COLUMNS}) == len({column.metric for column in COLUMNS}) == len(COLUMNS)
+
+
+def test_options_of_columns_are_options_there_are() -> None:
+    for column in COLUMNS:
+        assert set(column.takes) <= {field.name for field in fields(SuiteOptions)}
+        assert set(column.agent) <= {field.name for field in fields(SweOptions)}
+        assert set(column.plumbing) <= {field.name for field in fields(RunOptions)}
+        [suite] = get_suite(column.suite)
+        if isinstance(suite, SweSuite):
+            assert set(column.agent) == {f.name for f in fields(SweOptions)} - {"instances", "predictions", "gold"}
+        if isinstance(suite, TerminalSuite):
+            assert set(column.agent) == set(TAKEN[suite.official.program]) - {"instances"}
+
+
+def test_each_column_gets_the_options_that_it_takes() -> None:
+    options = RunOptions(
+        "paper",
+        "openai",
+        endpoint="http://h/v1",
+        api_model="m",
+        concurrency=3,
+        scoring_workers=2,
+        chosen=SuiteOptions(release="v6", tool_calls="native"),
+        swe=SweOptions(workers=4, agent_wall_time=9, keep_images="none"),
+    )
+    given = {column.name: _options_for(column, options) for column in COLUMNS}
+    assert (given["humaneval_plus"].concurrency, given["humaneval_plus"].swe) == (3, None)
+    assert given["livecodebench"].chosen == SuiteOptions(release="v6")
+    assert given["bfcl_v3"].chosen == SuiteOptions(tool_calls="native")
+    assert given["swe_bench_verified"].swe == options.swe
+    assert given["swe_bench_verified"].scoring_workers is None
+    assert given["terminal_bench_v1"].swe == SweOptions(workers=4, agent_wall_time=9)
+    assert given["terminal_bench_v2"].swe == SweOptions(workers=4)
+    assert given["terminal_bench_v2"].concurrency is None
+
+
+@pytest.mark.usefixtures("paper")
+def test_missing_samples_are_marked_and_never_zero(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("--model", "m", "--results", str(tmp_path / "some"))
+    drawn = SumEngine.generate
+
+    def failing(self: LoopEngine, requests: Iterable[GenerationRequest]) -> Iterator[Completion]:
+        self.fail = fail
+        return drawn(self, requests)
+
+    fail = {"Sum/1#0"}
+    monkeypatch.setattr(LoopEngine, "generate", failing)
+    code, out, err = run(capsys, *command, "--json")
+    assert code == 1, err
+    told = json.loads(out)
+    [row] = told["rows"]
+    assert (row["columns"]["humaneval_plus"]["n"], row["columns"]["humaneval_plus"]["missing"]) == (19, 1)
+    assert told["columns"][0]["missing"] == 1
+    code, out, _ = run(capsys, *command)
+    assert (code, "1 missing" in out) == (1, True)
+    fail = set()
+    code, out, _ = run(capsys, *command)
+    assert (code, "missing" in out) == (0, False), "the same command tried it again"
+    fail = {f"Sum/{i}#0" for i in range(20)}
+    code, out, err = run(capsys, "--model", "m", "--results", str(tmp_path / "none"), "--json")
+    told = json.loads(out)
+    assert told["rows"][0]["columns"] == {}
+    assert told["rows"][0]["mean"] is None
+    assert "nothing was judged; first: Sum/0#0: the toy engine was told to fail" in told["columns"][0]["does_not_count"]
+    assert told["columns"][0]["cannot_run"] is None
+    assert "humaneval_plus: does not count: " in err
