@@ -30,7 +30,7 @@ WHY = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Mind2WebSuite:
     """A Suite that refuses to load, whatever data it is given."""
 

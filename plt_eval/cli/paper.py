@@ -106,7 +106,8 @@ def _options_for(column: Column, options: RunOptions) -> RunOptions:
     """The same command for one column alone."""
     given = replace(options, suite=column.suite, chosen=_chosen(column, options.chosen))
     given = replace(given, data=_data(column, options.data), swe=_agent_options(column, options.swe))
-    given = replace(given, **dict.fromkeys(column.plumbing))
+    unused: dict[str, Any] = dict.fromkeys(column.plumbing)
+    given = replace(given, **unused)
     if not column.agent:
         return given
     return replace(given, scoring_workers=None, sandbox_image=None)

@@ -23,7 +23,7 @@ from pathlib import Path
 from plt_benchmarks.protocols import SandboxError, SandboxJob, SandboxOutcome
 from plt_eval.sandbox.job import DRIVER, FILES, JOB_FOLDER, WORK, environment, job_files, limits_text, outcome
 from plt_eval.sandbox.launch import BARE_PYTHON, LAUNCHER, CannotStart, Launched
-from plt_eval.sandbox.mounts import place, system_mounts
+from plt_eval.sandbox.mounts import system_mounts
 from plt_eval.sandbox.seccomp import deny_list
 from plt_eval.sandbox.usage import ProcessMeter, tasks_of_user
 
@@ -103,9 +103,8 @@ class Bubblewrap:
         if self._filter is not None:
             arguments += ["--seccomp", _memory_file(self._filter, inherited)]
         # The system comes second: a Python that lives below /tmp is put into the private one.
-        arguments += [*_private_mounts(job.limits.tmp_bytes), *self._mounts, "--dir", FILES]
-        if job.environment is not None:
-            arguments += place(job.environment)
+        mounts = self._mounts if job.environment is None else system_mounts(job.environment)
+        arguments += [*_private_mounts(job.limits.tmp_bytes), *mounts, "--dir", FILES]
         files = {f"{JOB_FOLDER}/{name}": content for name, content in job_files(job).items()}
         files |= _accounts(identity if self._as_root else str(_INSIDE_ID))
         for path, content in files.items():

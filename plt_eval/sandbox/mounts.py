@@ -10,8 +10,8 @@ from pathlib import Path
 _SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _ETC = ("alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime")
 _SETTINGS = ("java-*-openjdk", "R/ldpaths", "R/Renviron", "mono", "racket", "ldc2.conf", "dmd.conf")
-"""What compilers and interpreters that distributions package keep in /etc and do not start, or not find their libraries,
-without."""
+"""What compilers and interpreters that distributions package keep in /etc and do not start, or not find their
+libraries, without."""
 _PYTHON_PARTS = ("bin", "lib", "lib64", "pyvenv.cfg")
 
 
@@ -22,8 +22,8 @@ def python_folders() -> list[Path]:
     return [Path(name) for name in dict.fromkeys(os.path.abspath(name) for name in found)]
 
 
-def system_mounts() -> list[str]:
-    """The arguments for bubblewrap that make up the read-only system."""
+def system_mounts(environment: Path | None = None) -> list[str]:
+    """The arguments for bubblewrap that make up the read-only system, with the virtual environment `environment`."""
     arguments = ["--ro-bind", "/usr", "/usr"]
     for name in _SYSTEM:
         arguments += place(Path("/") / name)
@@ -40,8 +40,27 @@ def system_mounts() -> list[str]:
         if not seen or any(map(prefix.is_relative_to, private)):
             for part in _PYTHON_PARTS:
                 arguments += place(prefix / part)
+    if environment is not None:
+        arguments += _environment_mounts(environment, private)
     for folder in private:
         arguments += ["--remount-ro", str(folder)]
+    return arguments
+
+
+def _environment_mounts(folder: Path, private: list[Path]) -> list[str]:
+    """A virtual environment at its own place, even where that is a link, and the Python that it was made with."""
+    arguments = ["--dir", str(folder.parent), "--ro-bind", str(folder), str(folder)]
+    python = folder / "bin" / "python"
+    links = [python]
+    while links[-1].is_symlink() and len(links) < 40:
+        links.append(links[-1].parent / os.readlink(links[-1]))
+    behind = [Path(os.path.normpath(link)).parent.parent for link in [*links[1:], python.resolve()]]
+    known = [folder, *python_folders()]
+    for prefix in dict.fromkeys(behind):
+        seen = prefix == Path("/") or prefix.is_relative_to("/usr")
+        if prefix not in known and (not seen or any(map(prefix.is_relative_to, private))):
+            for part in _PYTHON_PARTS:
+                arguments += place(prefix / part)
     return arguments
 
 

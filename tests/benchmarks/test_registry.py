@@ -48,8 +48,9 @@ def test_every_suite_is_listed_once_and_describes_itself() -> None:
         assert suite.problems > 0
         assert suite.cost
         assert all(need.what for need in suite.needs())
-        # What the SWE suites judge runs in each instance's own container.
-        assert suite.runs_code is (suite.name != "trace" and suite.extra != "swe")
+        # What the SWE suites and Terminal-Bench judge runs in containers; the others compare text with text.
+        compares = suite.name == "trace" or suite.name.startswith(("lcb-execution", "terminal", "mind2web"))
+        assert suite.runs_code is (not compares and suite.extra != "swe")
 
 
 def test_a_selection_and_options_that_a_suite_does_not_take() -> None:

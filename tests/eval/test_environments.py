@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,38 @@ def test_one_that_was_cut_short_is_made_anew(tiny: Environment) -> None:
     assert not tiny.present
     tiny.install(lambda _: None)
     assert tiny.present
+
+
+@pytest.mark.parametrize("kind", ["a link to it", "of a Python elsewhere", "through links"])
+def test_jobs_find_environments_wherever_they_and_their_pythons_are(kind: str, tmp_path: Path) -> None:
+    """Without pip: the folder of an environment is all that a job needs."""
+    base = Path(sys.base_prefix)
+    if kind == "of a Python elsewhere":
+        elsewhere = tmp_path / "opt" / "python"
+        (elsewhere / "bin").mkdir(parents=True)
+        real = Path(os.path.realpath(base / "bin" / "python3"))
+        shutil.copy2(real, elsewhere / "bin" / "python3")
+        (elsewhere / "lib").symlink_to(base / "lib")
+        own = elsewhere / "bin" / "python3"
+    else:
+        own = base / "bin" / "python3"
+    folder = tmp_path / "venv"
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "python").symlink_to("python3")
+    (folder / "bin" / "python3").symlink_to(own)
+    (folder / "pyvenv.cfg").write_text(f"home = {own.parent}\ninclude-system-site-packages = false\n")
+    site = folder / "lib" / "python{}.{}".format(*sys.version_info) / "site-packages"
+    site.mkdir(parents=True)
+    (site / "tiny_thing.py").write_text("answer = 42\n")
+    if kind == "a link to it":
+        (tmp_path / "link").symlink_to(folder)
+        folder = tmp_path / "link"
+    elif kind == "through links":
+        (tmp_path / "over").symlink_to(tmp_path)
+        folder = tmp_path / "over" / "venv"
+    job = SandboxJob("import tiny_thing; print(tiny_thing.answer)", environment=folder)
+    outcome = open_sandbox("bubblewrap").run(job)
+    assert (outcome.exit_code, outcome.stdout) == (0, b"42\n"), outcome.stderr
 
 
 def test_other_requirements_are_another_environment(tiny: Environment) -> None:
