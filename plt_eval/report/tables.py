@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from plt_eval.report.collect import Selection
+from plt_eval.report.columns import COLUMNS as OF_THE_PAPER
 from plt_eval.report.figures.common import NoData, own_rows
 from plt_eval.report.reference import LABEL, published
 from plt_eval.report.scores import FoundStudy
@@ -133,11 +134,9 @@ def benchmark_table(selection: Selection) -> PaperTable:
     title = "published, arXiv 2606.18023, Table 2 (points; not measured here)"
     blocks.append(Block("published", title, ("model", *(BENCHMARKS[name] for name in heads)), _body(named, heads)))
     note = "Own values with 95% intervals over problems, documents or packages, or ± the standard deviation over seeds."
-    if any("humaneval.plus" in name for name in own["quantity"]):
-        note += " The paper's HumanEval+ is humaneval.plus.pass@1 here."
-    for suite, title in (("swe", "SWE-bench Verified"), ("multi-swe", "SWE-bench Multilingual")):
-        if any(name.startswith(f"{suite}.resolved") for name in own["quantity"]):
-            note += f" Its {title} is {suite}.resolved here."
+    same = [column for column in OF_THE_PAPER if (own["quantity"] == column.metric).any()]
+    if same:
+        note += f" The paper's {', its '.join(f'{BENCHMARKS[each.name]} is {each.metric} here' for each in same)}."
     missing = None if not own.empty else "no complete evaluation or study of it is there"
     data = pd.concat([own, printed[list(COLUMNS)]], ignore_index=True)
     return PaperTable("table2", "Benchmarks by loop count", note, tuple(blocks), data, missing)
