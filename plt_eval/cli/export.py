@@ -1,4 +1,4 @@
-"""`plt-eval export`: a run in evalplus' samples format, or a checkpoint for a stock transformers."""
+"""`plt-eval export`: a run in the format of evalplus or BFCL, or a checkpoint for a stock transformers."""
 
 from __future__ import annotations
 
@@ -16,28 +16,32 @@ class Format(StrEnum):
     """What to write."""
 
     evalplus = "evalplus"
+    bfcl = "bfcl"
     transformers = "transformers"
 
 
 def export(
     source: Annotated[
-        str, typer.Argument(help="A run (evalplus), or a checkpoint folder or bundled model (transformers).")
+        str, typer.Argument(help="A run (evalplus, bfcl), or a checkpoint folder or bundled model (transformers).")
     ],
     format_: Annotated[Format, typer.Option("--format", help="What to write.")],
-    out: Annotated[Path, typer.Option(help="File (evalplus) or new folder (transformers) to write.")],
-    partial: Annotated[bool, typer.Option("--partial", help="evalplus: also a run that is not complete.")] = False,
+    out: Annotated[Path, typer.Option(help="File (evalplus), folder (bfcl) or new folder (transformers) to write.")],
+    partial: Annotated[bool, typer.Option("--partial", help="evalplus, bfcl: also a run that is not complete.")] = False,
     results: Annotated[
-        Path | None, typer.Option(help="evalplus: where runs are stored (default results/runs).")
+        Path | None, typer.Option(help="evalplus, bfcl: where runs are stored (default results/runs).")
     ] = None,
 ) -> None:
     """Write a run or a checkpoint for other tools.
 
-    evalplus: a run as the official samples file. transformers: a checkpoint as a folder that a stock transformers
-    loads with trust_remote_code=True.
+    evalplus: a run as the official samples file. bfcl: a run of suite tools as the official result files.
+    transformers: a checkpoint as a folder that a stock transformers loads with trust_remote_code=True.
     """
     if format_ is Format.evalplus:
         count = export_evalplus(source, out, results or Path("results/runs"), partial=partial)
         typer.echo(f"{out}: {count} samples")
+        return
+    if format_ is Format.bfcl:
+        _export_bfcl(source, out, results or Path("results/runs"), partial=partial)
         return
     if partial or results is not None:
         raise UserError("--partial and --results have no effect with --format transformers")
@@ -65,6 +69,17 @@ def export_evalplus(source: str, out: Path, results: Path, *, partial: bool) -> 
         out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, "".join(lines))
     return len(lines)
+
+
+def _export_bfcl(source: str, out: Path, results: Path, *, partial: bool) -> None:
+    """Raises UserError."""
+    from plt_eval.tools_agent.results import STAND_INS, write_results
+
+    run = find_run(source, results)
+    categories = write_results(run, out, partial=partial)
+    model = STAND_INS[run.manifest.identity.suite_version.rpartition("+")[2]]
+    typer.echo(f"{out}: {len(categories)} categories, for bfcl-eval as")
+    typer.echo(f"BFCL_PROJECT_ROOT={out} bfcl evaluate --model {model} --test-category {','.join(categories)}")
 
 
 def _natural(text: str) -> list[tuple[int, str]]:

@@ -34,6 +34,10 @@ from plt_eval.workers import as_completed
 
 CONVERSATIONS = 16
 """Conversations at a time, where the user does not say."""
+SPARE = 2
+"""Tokens of the context that stay empty, as in the official handler of local models."""
+TOO_LONG = "Error during inference: the prompt does not fit into the model's context"
+"""The answer to a question that leaves no room for one; it counts as the official command counts its own such lines."""
 
 
 class ToolsEngine:
@@ -75,8 +79,15 @@ class ToolsEngine:
         several: list[GenerationRequest] = []
         for request in requests:
             (several if self._talks(request) else single).append(request)
-        if single:
-            for completion in self._engine.generate([self._with_tools(request) for request in single]):
+        fitting = []
+        for request in single:
+            fitted = fitted_request(self._engine, self._with_tools(request))
+            if fitted is None:
+                yield Completion(request.id, self.text(TOO_LONG), "length")
+            else:
+                fitting.append(fitted)
+        if fitting:
+            for completion in self._engine.generate(fitting):
                 yield self._answered(completion)
         if not several:
             return
@@ -173,7 +184,7 @@ class _Conversation:
         while "done" not in question:
             completion = self._asked(question)
             if completion is None:
-                question = {"done": "Error during inference: the conversation has outgrown the model's context"}
+                question = {"done": TOO_LONG}
                 break
             if completion.error is not None:
                 why = f"the engine gave up in step {len(said) + 1}: {completion.error}"
@@ -203,15 +214,7 @@ class _Conversation:
         request = GenerationRequest(
             f"{self._request.id}.{self._totals.steps}", prompt, self._request.decoding, tools=tuple(question["tools"])
         )
-        context = getattr(self._shared.engine, "context", None)
-        count = getattr(self._shared.engine, "count_tokens", None)
-        if context is None or count is None:
-            return request
-        room = context - count(request) - 2
-        if room < 1:
-            return None
-        wanted = request.decoding.max_new_tokens or MAX_NEW_TOKENS
-        return replace(request, decoding=replace(request.decoding, max_new_tokens=min(wanted, room)))
+        return fitted_request(self._shared.engine, request)
 
     def _completion(self, result: Any, seconds: float) -> Completion:
         totals = self._totals
@@ -229,6 +232,19 @@ class _Conversation:
             seconds=seconds,
             detail=detail,
         )
+
+
+def fitted_request(engine: Engine, request: GenerationRequest) -> GenerationRequest | None:
+    """The request, asking for no more than the rest of the model's context; None where there is no rest. As it is where
+    the engine does not know."""
+    context, count = getattr(engine, "context", None), getattr(engine, "count_tokens", None)
+    if context is None or count is None:
+        return request
+    room = context - count(request) - SPARE
+    if room < 1:
+        return None
+    wanted = request.decoding.max_new_tokens or MAX_NEW_TOKENS
+    return replace(request, decoding=replace(request.decoding, max_new_tokens=min(wanted, room)))
 
 
 def _message(turn: Mapping[str, Any]) -> Message:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from plt_benchmarks.datafiles import Release
 from plt_benchmarks.options import SuiteOptions
 from plt_benchmarks.protocols import (
     Answer,
@@ -93,6 +94,7 @@ class ToolsSuite:
 
     categories: tuple[str, ...] = tuple(CATEGORIES)
     mode: Mode = "prompt"
+    release: Release = Release("BFCL", "v3", f"in bfcl-eval {BFCL_VERSION}", "", "")
     extra: str | None = None
     runs_code: bool = True
     cost: str = "5 min on 2 cores"
