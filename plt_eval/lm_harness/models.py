@@ -29,7 +29,8 @@ from plt_eval.engines.hf_prompts import Job
 from plt_eval.errors import UserError
 from plt_eval.lm_harness.answers import AnswerRecord, Answers, Kind, Unanswered, request_keys, samples_text
 
-logger = logging.getLogger("plt_eval")
+logger = logging.getLogger("lm_eval.models.plt")
+"""Below lm-eval's own, which its command shows."""
 
 MOST_NEW_TOKENS = 256
 """Where a task does not say, as in lm-eval's HFLM."""
@@ -379,7 +380,7 @@ def _text(completion: Completion) -> AnswerRecord | str:
 # --- lm-eval's --model plt ----------------------------------------------------------------------------
 
 
-_HF = ("pretrained", "loops", "loop_mode", "dtype", "device", "batch_size", "tokenizer", "decoder", "attention")
+_HF: tuple[str, ...] = ("pretrained", "loops", "loop_mode", "dtype", "device", "batch_size", "tokenizer", "decoder", "attention")
 _HF += ("compile", "max_length")
 _OPENAI = ("endpoint", "api_model", "api", "api_key_env", "concurrency", "retries", "request_timeout")
 

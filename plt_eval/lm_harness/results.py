@@ -74,8 +74,8 @@ def _numbers(row: Mapping[str, Any]) -> Iterator[tuple[str, str, float, float | 
         if not comma or metric.endswith("_stderr") or not _is_number(value) or not math.isfinite(value):
             continue
         stderr = row.get(f"{metric}_stderr,{filtered}")
-        known = _is_number(stderr) and math.isfinite(stderr)
-        yield metric, filtered, float(value), float(stderr) if known else None
+        known = stderr is not None and _is_number(stderr) and math.isfinite(stderr)
+        yield metric, filtered, float(value), float(stderr) if stderr is not None and known else None
 
 
 def _metric(
