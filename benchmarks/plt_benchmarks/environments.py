@@ -31,7 +31,8 @@ class Environment:
     `options` are further arguments for pip. `bare` is installed afterwards without what it says that it requires.
     `python_version` is the version that the requirements are for, as in "3.11"; None means whichever runs us.
     `oldest_python` takes any Python of this machine from that version on: it is for programs that are started as
-    processes, as jobs in the sandbox see the running Python and those in /usr only."""
+    processes, as jobs in the sandbox see the running Python and those in /usr only. `extras` are arguments for its
+    Python that add to it what it can do without, each with what is missing when that fails."""
 
     name: str
     summary: str
@@ -40,6 +41,7 @@ class Environment:
     bare: tuple[str, ...] = ()
     python_version: str | None = None
     oldest_python: tuple[int, int] | None = None
+    extras: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -100,6 +102,11 @@ class Environment:
         if self.bare:
             notify(f"pip install --no-deps {' '.join(self.bare)}")
             _call([*pip, "install", "--no-input", *self.options, "--no-deps", *self.bare])
+        for missing, arguments in self.extras:
+            try:
+                _call([str(folder / "bin" / "python"), *arguments])
+            except SuiteError as error:
+                notify(f"without {missing} ({error})")
         told = {"name": self.name, "packages": _call([*pip, "freeze"]).splitlines()}
         partial = folder / f"{_DONE}.partial"
         partial.write_text(json.dumps(told, indent=1))

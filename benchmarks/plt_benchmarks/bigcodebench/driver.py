@@ -14,6 +14,7 @@ Standard library and the official package only.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -25,10 +26,12 @@ import signal
 import sys
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 CANARY = "the last test, which has to fail"
+WALL_FACTOR = 2.0
+"""Real time for so much processor time, for those who sleep or wait."""
 MOST_TOLD = 4000
 """Characters kept of what a test said."""
 _PR_SET_DUMPABLE = 4
@@ -76,16 +79,17 @@ def _judged(request: dict[str, Any]) -> dict[str, Any]:
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     program, note = request["text"], "none"
     if request["sanitize"]:
-        text, note = _in_child(_sanitize, request, request["sanitize_s"], request["sanitize_s"])
+        text, note = _in_child(_sanitize, request, request["sanitize_s"], request["sanitize_wall_s"])
         program = text if note == "done" else program
         note = "sanitized" if note == "done" else "timed out" if note == "time limit" else "failed"
     request = {**request, "program": request["prefix"] + program, "secret": secrets.token_hex(16)}
     _preload()
     # The official check waits one second more than the tests may take.
-    report, ended = _in_child(_run_tests, request, None, request["timeout_s"] + 1)
+    report, ended = _in_child(_run_tests, request, None, WALL_FACTOR * request["timeout_s"] + 1)
     told: dict[str, Any] = {"program": program, "post_processing": note, "ended": ended}
-    if ended == "done" and isinstance(report, dict) and report.pop("secret", None) == request["secret"]:
-        return {**told, "report": report}
+    if ended == "done":
+        true = isinstance(report, dict) and report.pop("secret", None) == request["secret"]
+        told |= {"report": report} if true else {"ended": "what it sent was no report"}
     return told
 
 
@@ -187,6 +191,7 @@ def _sanitize(request: dict[str, Any], send: Callable[[Any], None]) -> None:
 def _run_tests(request: dict[str, Any], send: Callable[[Any], None]) -> None:
     """The official function on the candidate; its verdict goes out when it is there, before it puts things away."""
     official = importlib.import_module("bigcodebench.eval")
+    official.time_limit = _time_limit
     watch = _watched(official)
     secret = request.pop("secret")
     details: dict[str, str] = {}
@@ -203,6 +208,25 @@ def _run_tests(request: dict[str, Any], send: Callable[[Any], None]) -> None:
     official.unsafe_execute(request["entry_point"], code, test, request["timeout_s"], *megabytes, Stat(), details)
 
 
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """As the official time limit, in processor time: a busy machine fails nobody."""
+    timeout = importlib.import_module("bigcodebench.eval.utils").TimeoutException
+
+    def out_of_time(*_: Any) -> None:
+        raise timeout("Timed out!")
+
+    signal.signal(signal.SIGPROF, out_of_time)
+    signal.signal(signal.SIGALRM, out_of_time)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_REAL, WALL_FACTOR * seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 def _watched(official: Any) -> Callable[[], dict[str, Any]]:
     """Have the official function load tests and record results through parts of ours that watch. Returns a function
     that tells what they saw."""
@@ -213,19 +237,26 @@ def _watched(official: Any) -> Callable[[], dict[str, Any]]:
     kinds = [case.TestCase, outcome, result.TestResult, suite.TestSuite, suite.BaseTestSuite]
     kinds += [loader.TestLoader, case._AssertRaisesContext, case._AssertRaisesBaseContext]
     before = {kind: dict(vars(kind)) for kind in kinds}
+    shadowed: set[str] = set()
     seen: dict[str, Any] = {"ran": 0, "bad": 0, "skipped": 0, "loaded": 0}
 
     def changed() -> list[str]:
-        return [
+        found = {
             f"{kind.__name__}.{name}"
             for kind, old in before.items()
             for name in _differences(old, vars(kind), grows=kind not in kinds)
-        ]
+        }
+        return sorted(found | shadowed)
 
     class Result(unittest.TestResult):
         def startTest(self, test: Any) -> None:
             seen["ran"] += 1
             super().startTest(test)
+
+        def stopTest(self, test: Any) -> None:
+            ours = before[case.TestCase]
+            shadowed.update(f"self.{name}" for name in vars(test) if callable(ours.get(name)))
+            super().stopTest(test)
 
         def addFailure(self, test: Any, err: Any) -> None:
             seen["bad"] += 1

@@ -23,6 +23,16 @@ _SMALL = frozenset({
     "pyparsing", "six", "soupsieve", "threadpoolctl", "tzdata", "urllib3",
 })  # fmt: skip
 
+ONLY_FULL = frozenset({
+    "Crypto", "Levenshtein", "blake3", "chardet", "cryptography", "cv2", "django", "docx", "flask", "flask_login",
+    "flask_mail", "flask_restful", "flask_wtf", "folium", "gensim", "geopandas", "geopy", "holidays", "keras",
+    "librosa", "lxml", "mechanize", "natsort", "networkx", "nltk", "numba", "openpyxl", "prettytable", "pyfakefs",
+    "pyquery", "pytesseract", "python_http_client", "requests_mock", "rsa", "selenium", "sendgrid", "shapely",
+    "skimage", "soundfile", "statsmodels", "sympy", "tensorflow", "textblob", "texttable", "werkzeug", "wikipedia",
+    "wordcloud", "wordninja", "wtforms", "xlrd", "xlwt", "xmltodict", "yaml",
+})  # fmt: skip
+"""Modules that only the full environment has."""
+
 
 def _pinned() -> tuple[str, ...]:
     lines = (Path(__file__).parents[1] / "data" / "bigcodebench_requirements.txt").read_text().splitlines()
@@ -33,12 +43,23 @@ def _name(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", requirement.partition("==")[0]).lower()
 
 
+_NLTK_DATA = ("averaged_perceptron_tagger", "brown", "punkt", "stopwords", "vader_lexicon", "wordnet", "words")
+_FETCH = f"""
+import os, sys, nltk
+folder = os.path.join(sys.prefix, "nltk_data")
+if not all([nltk.download(name, download_dir=folder, quiet=True) for name in {_NLTK_DATA}]):
+    sys.exit("NLTK's server gave no data")
+open(os.path.join(folder, "complete"), "w").close()
+"""
+"""NLTK looks for data below sys.prefix, where jobs in the sandbox find it too."""
+
 FULL = Environment(
     "bigcodebench",
     "BigCodeBench",
     _pinned(),
     bare=(f"bigcodebench=={BIGCODEBENCH_VERSION}",),
     python_version="3.11",
+    extras=(("NLTK's data, which 17 problems need", ("-c", _FETCH)),),
 )
 SMALL = Environment(
     "bigcodebench-small",
@@ -52,3 +73,8 @@ SMALL = Environment(
 def environment() -> Environment:
     """The full one, or the small one where only that is installed."""
     return SMALL if SMALL.present and not FULL.present else FULL
+
+
+def has_nltk_data(where: Environment) -> bool:
+    """Whether NLTK's data could be fetched when the environment was made."""
+    return (where.folder / "nltk_data" / "complete").is_file()

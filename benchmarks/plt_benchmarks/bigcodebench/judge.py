@@ -6,13 +6,16 @@ import ast
 import functools
 import json
 import os
+import re
 import threading
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from plt_benchmarks.bigcodebench.driver import CANARY
+from plt_benchmarks.bigcodebench.driver import CANARY, WALL_FACTOR
+from plt_benchmarks.bigcodebench.environments import FULL, ONLY_FULL, SMALL
 from plt_benchmarks.datafiles import cache_folder
 from plt_benchmarks.environments import Environment
 from plt_benchmarks.protocols import (
@@ -27,13 +30,15 @@ from plt_benchmarks.protocols import (
 )
 
 TIMEOUT_S = 241.0
-"""What the official command gives all tests of a problem, in real time; it never has a reason to give another."""
+"""What the official command gives all tests of a problem; it never has a reason to give another. There it is real
+time, here processor time."""
 MEMORY_MB, STACK_MB = 30 * 1024, 10
 """The official limits of a process' address space and data, and of its stack."""
 SANITIZE_S = 60
 """Post-processing is quadratic in the number of lines; what takes longer is judged as it is."""
 JOB_MEMORY = 8 << 30
 """What a job may really use, where the official command has no limit."""
+_MISSING = re.compile(r"No module named '(\w+)")
 MOST_CHARACTERS = 200_000
 """Longer answers are wrong without being looked at."""
 
@@ -51,6 +56,7 @@ class BigCodeBenchScorer:
     ) -> None:
         """`begins_with_prompt`: a base model's answer goes on with the code that it was shown."""
         self._folder = environment.python.parent.parent
+        self._small = environment.name == SMALL.name
         self._sandbox = sandbox
         self._begins_with_prompt = begins_with_prompt
         self._timeout_s = timeout_s
@@ -67,6 +73,7 @@ class BigCodeBenchScorer:
             "text": text,
             "sanitize": not answer.solution,
             "sanitize_s": SANITIZE_S,
+            "sanitize_wall_s": 3 * SANITIZE_S,
             "prefix": row["code_prompt"] + "\n    pass\n",
             "entry_point": row["entry_point"],
             "test": row["test"],
@@ -75,17 +82,19 @@ class BigCodeBenchScorer:
             "stack_mb": STACK_MB,
         }
         try:
-            return _score(self._run(request, self._font_files()), row["test"])
+            score = _score(self._run(request, self._font_files()), row["test"])
         except OSError as error:
             return Score(error=f"sandbox {self._sandbox.name}: {error}")
         except SuiteError as error:
             return Score(error=str(error))
+        lacking = _lacking(score) if self._small else None
+        return score if lacking is None else Score(error=f"it imports {lacking}: plt-eval install {FULL.name}")
 
     def close(self) -> None:
         """Nothing is held."""
 
     def _font_files(self) -> dict[str, bytes]:
-        """Matplotlib's list of fonts, which takes half a minute to make: kept for each environment."""
+        """Matplotlib's list of fonts, which takes it seconds to make: kept for each environment."""
         with self._lock:
             if self._fonts is None:
                 kept = cache_folder() / "bigcodebench" / f"{self._folder.name}-fonts.json"
@@ -102,7 +111,7 @@ class BigCodeBenchScorer:
 
     def _run(self, request: Mapping[str, Any] | str, files: Mapping[str, bytes]) -> SandboxOutcome:
         limits = SandboxLimits(
-            wall_s=3 * SANITIZE_S + self._timeout_s + 120,
+            wall_s=3 * SANITIZE_S + WALL_FACTOR * self._timeout_s + 120,
             cpu_s=SANITIZE_S + self._timeout_s + 60,
             memory=JOB_MEMORY,
             processes=256,
@@ -166,6 +175,14 @@ def _score(outcome: SandboxOutcome, test: str) -> Score:
     return Score({"right": "why" not in detail}, judged=told["program"], detail=detail)
 
 
+def _lacking(score: Score) -> str | None:
+    """A module for want of which a program fails that only the full environment has."""
+    if score.values.get("right"):
+        return None
+    told = json.dumps(score.detail)
+    return next((name for name in _MISSING.findall(told) if name in ONLY_FULL), None)
+
+
 def _verdict(report: Mapping[str, Any], tests: int) -> dict[str, Any]:
     """Nothing where the official function and what was watched meanwhile say that all is well; or "why" not."""
     details = dict(report["details"])
@@ -184,9 +201,10 @@ def _verdict(report: Mapping[str, Any], tests: int) -> dict[str, Any]:
     return {}
 
 
+@functools.cache
 def number_of_tests(test: str) -> int:
     """How many tests a problem's own source has."""
-    tree = ast.parse(test)
+    tree = parsed(test)
     cases = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TestCases"]
     names = {
         node.name
@@ -195,3 +213,10 @@ def number_of_tests(test: str) -> int:
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test")
     }
     return len(names)
+
+
+def parsed(source: str) -> ast.Module:
+    """The tree of a problem's own code, some of which has escapes that Python warns of. Raises SyntaxError."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(source)
