@@ -6,17 +6,20 @@ here is marked, and a line says why; it never counts as zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rich.table import Column as Head
+from rich.table import Table
+from rich.text import Text
 
 from plt_eval.errors import UserError
 from plt_eval.report.columns import COLUMNS, Column
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+    from rich.console import Console, ConsoleOptions, RenderResult
 
     from plt_benchmarks.options import SuiteOptions
     from plt_eval.cli.evaluate import RunOptions
@@ -140,28 +143,72 @@ def _data(column: Column, folder: Path | None) -> Path | None:
 # --- the row ------------------------------------------------------------------------------------------
 
 
-def paper_table(measured: Sequence[Measured]) -> Table:
-    """A row for each model and loop count, the published row of that loop count below it, in points."""
-    from rich.table import Table
-    from rich.text import Text
+WIDE = 190
+"""Columns of a terminal from which on the table stands as in the paper, a row a model."""
 
+
+@dataclass(frozen=True)
+class PaperTable:
+    """A row for each model and loop count, the published row of that loop count below it, in points. Where that is too
+    wide, benchmarks are the rows."""
+
+    measured: Sequence[Measured]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.across() if options.max_width >= WIDE else self.down()
+        yield from (Text(line, overflow="fold") for line in _notes(self.measured))
+
+    def across(self) -> Table:
+        """As in the paper."""
+        table = Table("model", Head("R", justify="right"))
+        for found in self.measured:
+            table.add_column(_title(found), justify="right", overflow="fold")
+        table.add_column(f"mean of {len(_ran(self.measured))}", justify="right")
+        for row in paper_rows(self.measured):
+            for name, cells in _lines(row, self.measured):
+                loops = "-" if row["loops"] is None else str(row["loops"])
+                style = "" if name == row["model"] else "dim italic"
+                table.add_row(*map(Text, (name, loops, *cells)), style=style)
+        return table
+
+    def down(self) -> Table:
+        """A benchmark a row."""
+        table = Table("benchmark")
+        columns = []
+        for row in paper_rows(self.measured):
+            for name, cells in _lines(row, self.measured):
+                style = "" if name == row["model"] else "dim italic"
+                loops = "" if row["loops"] is None else f"\nR={row['loops']}"
+                table.add_column(f"{name}{loops}", justify="right", overflow="fold", style=style)
+                columns.append(cells)
+        names = [*map(_title, self.measured), f"mean of {len(_ran(self.measured))}"]
+        for name, *cells in zip(names, *columns, strict=True):
+            table.add_row(*(Text(cell.replace("\n", " ") if cell[:1].isalpha() else cell) for cell in (name, *cells)))
+        return table
+
+
+def _lines(row: dict[str, Any], measured: Sequence[Measured]) -> Iterator[tuple[str, list[str]]]:
+    """The own line and the published one: a name, a cell for each column, and the mean."""
+    cells = [_cell(row["columns"].get(found.column.name), found) for found in measured]
+    yield row["model"], [*cells, _points(row["mean"])]
+    printed = row["published"]
+    if printed is not None:
+        cells = [_points(printed["columns"].get(found.column.name)) for found in measured]
+        yield PUBLISHED, [*cells, _points(printed["mean"])]
+
+
+PUBLISHED = "published, 7B"
+
+
+def _title(found: Measured) -> str:
     from plt_eval.report.tables import BENCHMARKS
 
-    table = Table(caption=_caption(measured), caption_justify="left")
-    table.add_column("model", overflow="fold")
-    table.add_column("R", justify="right")
-    for found in measured:
-        table.add_column(BENCHMARKS[found.column.name], justify="right", overflow="fold")
-    table.add_column(f"mean of {len(_ran(measured))}", justify="right", overflow="fold")
-    for row in paper_rows(measured):
-        cells = [_cell(row["columns"].get(found.column.name), found) for found in measured]
-        loops = "-" if row["loops"] is None else str(row["loops"])
-        table.add_row(*(Text(cell) for cell in (row["model"], loops, *cells, _points(row["mean"]))))
-        printed = row["published"]
-        if printed is not None:
-            cells = [_points(printed["columns"].get(found.column.name)) for found in measured]
-            table.add_row("published, 7B", loops, *cells, _points(printed["mean"]), style="dim italic")
-    return table
+    return BENCHMARKS[found.column.name]
+
+
+def paper_table(measured: Sequence[Measured]) -> PaperTable:
+    """What was measured, for a console of any width."""
+    return PaperTable(measured)
 
 
 def paper_json(measured: Sequence[Measured]) -> dict[str, Any]:
@@ -242,13 +289,12 @@ def _points(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def _caption(measured: Sequence[Measured]) -> str:
+def _notes(measured: Sequence[Measured]) -> list[str]:
     lines = ["own values in points with 95% intervals; the mean is over the columns that ran, for both rows"]
     if any(result.metrics.missing for found in measured for result in found.results):
         lines.append("missing: broken in engine or judging, and counted nowhere; the same command tries them again")
     reasons: dict[str, list[str]] = {}
     for found in measured:
         if found.why:
-            reasons.setdefault(found.why, []).append(found.column.name)
-    lines += [f"{', '.join(names)}: {why}" for why, names in reasons.items()]
-    return "\n".join(lines)
+            reasons.setdefault(found.why, []).append(_title(found))
+    return lines + [f"{', '.join(names)}: {why}" for why, names in reasons.items()]

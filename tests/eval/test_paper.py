@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from toy_parts import LoopEngine, NoSandbox, SumEngine, SumSuite
 
 from plt_benchmarks.options import SuiteOptions
@@ -177,3 +178,30 @@ def test_missing_samples_are_marked_and_never_zero(
     assert "nothing was judged; first: Sum/0#0: the toy engine was told to fail" in told["columns"][0]["does_not_count"]
     assert told["columns"][0]["cannot_run"] is None
     assert "humaneval_plus: does not count: " in err
+
+
+@pytest.mark.usefixtures("paper")
+@pytest.mark.parametrize("width", [100, 160, 200])
+def test_the_table_is_readable(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    names = [column for column in COLUMNS if column.name not in ("humaneval_plus", "livecodebench", "mind2web")]
+    more = [Column(column.name, "none", "x") for column in names]
+    own = (Column("humaneval_plus", "sums", "right"), Column("livecodebench", "broken", "x"), *more)
+    monkeypatch.setattr("plt_eval.cli.paper.COLUMNS", own)
+    monkeypatch.setattr("plt_eval.tables.output_console", lambda: Console(highlight=False, width=width))
+    code, out, err = run(capsys, "--model", "m", "--loops", "1,2", "--results", str(tmp_path))
+    assert code == 0, err
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= width
+    assert "…" not in out
+    flat = " ".join(out.split())
+    assert "LiveCodeBench: suite broken needs a miracle" in flat
+    if width < 190:
+        [row] = [line for line in lines if "SWE-bench Verified" in line and "43.0" in line]
+        assert row.count("cannot run") == 2
+        assert "64.4" in row
+        assert any("mean of 1" in line and "81.1" in line for line in lines)
+    else:
+        assert any("HumanEval+" in line and "BFCL v3" in line for line in lines)
+        assert sum("published, 7B" in line for line in lines) == 2
