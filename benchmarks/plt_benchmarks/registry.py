@@ -11,13 +11,28 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 
+from plt_benchmarks.bigcodebench.environments import FULL as BIGCODEBENCH_ENVIRONMENT
+from plt_benchmarks.bigcodebench.environments import SMALL as BIGCODEBENCH_SMALL_ENVIRONMENT
+from plt_benchmarks.bigcodebench.suites import (
+    BIGCODEBENCH,
+    BIGCODEBENCH_HARD,
+    BIGCODEBENCH_HARD_INSTRUCT,
+    BIGCODEBENCH_INSTRUCT,
+)
 from plt_benchmarks.code import HUMANEVAL, MBPP
 from plt_benchmarks.cruxeval import CRUXEVAL_I, CRUXEVAL_I_COT, CRUXEVAL_O, CRUXEVAL_O_COT
 from plt_benchmarks.demo import DEMO
+from plt_benchmarks.eleuther import chosen_tasks
 from plt_benchmarks.environments import Environment
+from plt_benchmarks.livecodebench.suites import LCB_NAMES, LCB_OFFICIAL, make_lcb
+from plt_benchmarks.mind2web import MIND2WEB
+from plt_benchmarks.multilingual.suite import chosen_languages
 from plt_benchmarks.options import SuiteOptions
 from plt_benchmarks.protocols import Suite, SuiteError
 from plt_benchmarks.swe.suites import MULTI_SWE, MULTI_SWE_BENCH, SWE, SWE_LITE
+from plt_benchmarks.terminal import TERMINAL, TERMINAL_2, TERMINAL_2_ENVIRONMENT, TERMINAL_ENVIRONMENT
+from plt_benchmarks.tools.package import ENVIRONMENT as TOOLS_ENVIRONMENT
+from plt_benchmarks.tools.suite import tools_suites
 from plt_benchmarks.trace.suite import TRACE
 
 _NAMES: dict[str, tuple[Suite, ...]] = {
@@ -33,18 +48,38 @@ _NAMES: dict[str, tuple[Suite, ...]] = {
     "cruxeval-o": (CRUXEVAL_O,),
     "cruxeval-i-cot": (CRUXEVAL_I_COT,),
     "cruxeval-o-cot": (CRUXEVAL_O_COT,),
+    "bigcodebench": (BIGCODEBENCH,),
+    "bigcodebench-instruct": (BIGCODEBENCH_INSTRUCT,),
+    "bigcodebench-hard": (BIGCODEBENCH_HARD,),
+    "bigcodebench-hard-instruct": (BIGCODEBENCH_HARD_INSTRUCT,),
     "swe": (SWE,),
     "swe-lite": (SWE_LITE,),
     "multi-swe": (MULTI_SWE,),
     "multi-swe-bench": (MULTI_SWE_BENCH,),
+    "terminal": (TERMINAL,),
+    "terminal-2": (TERMINAL_2,),
+    "mind2web": (MIND2WEB,),
 }
 """Suites that are as they are."""
 
-_CHOSEN: dict[str, Callable[[str, str | None, SuiteOptions], list[Suite]]] = {}
+_CHOSEN: dict[str, Callable[[str, str | None, SuiteOptions], list[Suite]]] = {
+    **dict.fromkeys(LCB_NAMES, make_lcb),
+    "lm-eval": chosen_tasks,
+    "multilingual": chosen_languages,
+    "multilingual-mbpp": chosen_languages,
+    "tools": tools_suites,
+}
 """Suites made of what the user chose: name -> (that name, selection after the colon or None, options) -> suites. They
 raise SuiteError for a selection and options that they do not know."""
 
-_ENVIRONMENTS: tuple[Environment, ...] = ()
+_ENVIRONMENTS: tuple[Environment, ...] = (
+    BIGCODEBENCH_ENVIRONMENT,
+    BIGCODEBENCH_SMALL_ENVIRONMENT,
+    TOOLS_ENVIRONMENT,
+    TERMINAL_ENVIRONMENT,
+    TERMINAL_2_ENVIRONMENT,
+    LCB_OFFICIAL,
+)
 """What `plt-eval install` knows."""
 
 

@@ -22,9 +22,12 @@ from plt_eval.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from plt_benchmarks.eleuther import LmEvalSuite
     from plt_benchmarks.options import SuiteOptions
     from plt_benchmarks.protocols import Sandbox, Suite, SuiteData
     from plt_benchmarks.swe.suites import SweSuite
+    from plt_benchmarks.terminal import TerminalSuite
+    from plt_benchmarks.tools.suite import ToolsSuite
     from plt_eval.engines.base import Decoding, Engine
     from plt_eval.engines.replay import ReplayEngine
     from plt_eval.models import ResolvedModel
@@ -122,14 +125,21 @@ def report_runs(options: RunOptions, *, as_json: bool) -> bool:
 
 def evaluate(options: RunOptions, console: Console) -> list[Result]:
     """One result for every model, loop count and suite; progress and notes go to `console`."""
+    from plt_benchmarks.eleuther import LmEvalSuite
     from plt_benchmarks.registry import get_suite
     from plt_benchmarks.swe.suites import SweSuite
+    from plt_benchmarks.terminal import TerminalSuite
+    from plt_benchmarks.tools.suite import ToolsSuite
     from plt_eval.engines.replay import ReplayEngine
     from plt_eval.runner import run
 
     suites = get_suite(options.suite, options.chosen)
+    if isinstance(suites[0], LmEvalSuite):
+        return _evaluate_lm_eval(suites[0], options, console)
     if isinstance(suites[0], SweSuite):
         return _evaluate_swe(suites[0], options, console)
+    if isinstance(suites[0], TerminalSuite):
+        return _evaluate_terminal(suites[0], options, console)
     _refuse_swe_options(options)
     check_options(options)
     models = _models(options, _notes(console))
@@ -146,6 +156,8 @@ def evaluate(options: RunOptions, console: Console) -> list[Result]:
                 if isinstance(engine, ReplayEngine):
                     wanted = {sample.id for sample in data.samples[: options.limit]}
                     own = engine.select(wanted, settings.n_samples)
+                elif isinstance(suite, ToolsSuite):
+                    own = _tools_engine(engine, suite, data, options)
                 loops = None if model is None else model.loops
                 named = _named(settings, options, suite.name, loops, several=len(models) * len(jobs) > 1)
                 result = run(suite, data, own, _sandbox(options), named, console=console)
@@ -174,6 +186,56 @@ def _evaluate_swe(suite: SweSuite, options: RunOptions, console: Console) -> lis
 
     settings = _settings(options, 1)
     results = run_swe(suite, swe, options.data, options.limit, settings, engines, named, console, notify)
+    for result in results:
+        _say_done(console, result)
+    return results
+
+
+def _evaluate_terminal(suite: TerminalSuite, options: RunOptions, console: Console) -> list[Result]:
+    """Tasks in a terminal, done and judged by the official runner, with an endpoint as its agent's model."""
+    from plt_eval.terminal.command import check_terminal, run_terminal
+
+    check_terminal(suite, options)
+    check_options(options)
+
+    def named(settings: Settings) -> Settings:
+        return _named(settings, options, suite.name, None, several=False)
+
+    results = run_terminal(suite, options, _api_key(options), _settings(options, 1), named, console, _notes(console))
+    for result in results:
+        _say_done(console, result)
+    return results
+
+
+def _evaluate_lm_eval(suite: LmEvalSuite, options: RunOptions, console: Console) -> list[Result]:
+    """Tasks of lm-evaluation-harness, which builds their prompts and scores them itself."""
+    from plt_eval.lm_harness.command import run_lm_eval
+
+    _refuse_swe_options(options)
+    instead = {
+        "n_samples": "a task says itself how often it asks (repeats)",
+        "data": "give tasks of your own, with their data, by --include-path",
+        "scoring_workers": "lm-eval scores all answers together",
+        "sandbox_image": "nothing that a model writes is run",
+    }
+    for field, why in instead.items():
+        if getattr(options, field) is not None:
+            raise UserError(f"{_flag(field)} has no effect on suite lm-eval: {why}")
+    if options.engine == "replay":
+        raise UserError("--engine replay has no effect on suite lm-eval: its tasks ask for more than completions")
+    check_options(options)
+    notify = _notes(console)
+    models = _models(options, notify)
+    several = len(models) * len(suite.tasks) > 1
+
+    def named(settings: Settings, name: str, engine: Engine) -> Settings:
+        loops = engine.identity().get("loops")
+        return _named(settings, options, name, loops if isinstance(loops, int) else None, several=several)
+
+    def engines() -> list[Callable[[], Engine]]:
+        return [partial(_make_engine, options, model, (), notify) for model in models]
+
+    results = run_lm_eval(suite, engines, _settings(options, 1), named, console, notify)
     for result in results:
         _say_done(console, result)
     return results
@@ -345,6 +407,14 @@ def _make_engine(
     return make_engine("hf", model=str(model.folder), batch_size=batch_size, notify=notify, **_without_none(given))
 
 
+def _tools_engine(engine: Engine, suite: ToolsSuite, data: SuiteData, options: RunOptions) -> Engine:
+    """The engine, answering with calls of tools and with conversations where the suite wants them."""
+    from plt_eval.tools_agent.engine import CONVERSATIONS, ToolsEngine
+
+    conversations = options.concurrency or CONVERSATIONS
+    return ToolsEngine(engine, suite, data.samples, _sandbox(options), conversations=conversations)
+
+
 def _api_key(options: RunOptions) -> str | None:
     if options.api_key_env is None:
         return os.environ.get("OPENAI_API_KEY")
@@ -370,7 +440,7 @@ def _count_samples(options: RunOptions, engine: Engine, jobs: Sequence[Job]) -> 
 
     if not isinstance(engine, ReplayEngine):
         return options.n_samples or 1
-    known = {sample.id for _, data in jobs for sample in data.samples}
+    known = {sample.id for _, data in jobs for sample in data.samples}.union(*(data.left_out for _, data in jobs))
     wanted = [sample.id for _, data in jobs for sample in data.samples[: options.limit]]
     return engine.check(known, wanted, options.n_samples)
 

@@ -380,8 +380,10 @@ def _text(completion: Completion) -> AnswerRecord | str:
 # --- lm-eval's --model plt ----------------------------------------------------------------------------
 
 
-_HF: tuple[str, ...] = ("pretrained", "loops", "loop_mode", "dtype", "device", "batch_size", "tokenizer", "decoder", "attention")
-_HF += ("compile", "max_length")
+_HF = (
+    *("pretrained", "loops", "loop_mode", "dtype", "device", "batch_size"),
+    *("tokenizer", "decoder", "attention", "compile", "max_length"),
+)
 _OPENAI = ("endpoint", "api_model", "api", "api_key_env", "concurrency", "retries", "request_timeout")
 
 

@@ -270,8 +270,14 @@ def _metrics(
     source: str,
     seed: int | None,
 ) -> list[Measured]:
-    """One Measured a metric, in the suite's own order; parts of parts are left to the runs' own tables."""
-    names = dict.fromkeys(name for metrics in by_loops.values() for name in metrics if name.count("/") <= 1)
+    """One Measured a metric, in the suite's own order; parts of parts, and what is no share and may be better the lower
+    it is, are left to the runs' own tables."""
+    names = dict.fromkeys(
+        name
+        for metrics in by_loops.values()
+        for name, metric in metrics.items()
+        if metric.share and name.count("/") <= 1
+    )
     found = []
     for name in names:
         records = {loops: metrics[name] for loops, metrics in by_loops.items() if name in metrics}

@@ -44,13 +44,13 @@ def test_every_suite_is_listed_once_and_describes_itself() -> None:
         assert suite.summary
         assert "\n" not in suite.summary
         assert suite.version
-        assert suite.extra in (None, "code", "swe")
-        assert suite.problems > 0
+        assert suite.extra in (None, "code", "swe", "lm-eval")
+        assert suite.problems > 0 or suite.extra == "lm-eval"  # which stands for any of its tasks
         assert suite.cost
         assert all(need.what for need in suite.needs())
         # What the SWE suites and Terminal-Bench judge runs in containers; the others compare text with text.
         compares = suite.name == "trace" or suite.name.startswith(("lcb-execution", "terminal", "mind2web"))
-        assert suite.runs_code is (not compares and suite.extra != "swe")
+        assert suite.runs_code is (not compares and suite.extra not in ("swe", "lm-eval"))
 
 
 def test_a_selection_and_options_that_a_suite_does_not_take() -> None:
