@@ -59,7 +59,7 @@ class SuiteData:
 
     `revision` is the official release, or "local:<file name>" for data given by path; `sha256` is of
     the uncompressed bytes; `source` says where they came from. `notes` are lines for the user: what was left out, and
-    why.
+    why. `left_out` names problems of the data that the user's choice leaves out: stored answers may be for them too.
     """
 
     samples: tuple[Sample, ...]
@@ -67,6 +67,7 @@ class SuiteData:
     sha256: str
     source: str
     notes: tuple[str, ...] = ()
+    left_out: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
