@@ -20,6 +20,8 @@ from plt_eval.words import plural
 
 DEEPEST_COLUMN = 1
 """Slashes in the name of a metric that still has a column of its own."""
+MOST_COLUMNS = 10
+"""Where there are more metrics than this, they are rows, and the runs are columns."""
 
 
 def output_console() -> Console:
@@ -56,6 +58,8 @@ def results_table(results: Sequence[Result]) -> Table:
     if len(names) < len(known):
         caption += f"; `plt-eval show RUN` has {len(known) - len(names)} more, parts of these"
     table = Table(caption=caption, caption_justify="left")
+    if len(names) > MOST_COLUMNS:
+        return _with_metrics_down(table, names, _by_suite(results))
     for heading in ("suite", "model", "loops"):
         table.add_column(heading, overflow="fold")
     table.add_column("n", justify="right")
@@ -71,6 +75,24 @@ def results_table(results: Sequence[Result]) -> Table:
         own = _short_metrics(result)
         cells += [_metric_cell(own.get(name), metrics.problems) for name in names]
         table.add_row(*(Text(cell) for cell in cells), style="yellow" if metrics.missing else None)
+    return table
+
+
+def _with_metrics_down(table: Table, names: Sequence[str], results: Sequence[Result]) -> Table:
+    """One row a metric, one column a run: value, 95% interval, and n where it is not the run's own."""
+    table.add_column("metric", overflow="fold")
+    for result in results:
+        identity, metrics = result.run.manifest.identity, result.metrics
+        heading = [identity.suite, identity.model, "" if identity.loops is None else f"r{identity.loops}"]
+        missing = f", {metrics.missing}/{metrics.total} missing" if metrics.missing else ""
+        style = "yellow" if metrics.missing else None
+        table.add_column(
+            Text(" ".join(filter(None, heading)) + f"\nn={metrics.problems}{missing}"), justify="right", style=style
+        )
+    own = [(_short_metrics(result), result.metrics.problems) for result in results]
+    for name in names:
+        cells = [_metric_cell(metrics.get(name), problems).replace("\n", " ") for metrics, problems in own]
+        table.add_row(Text(name), *map(Text, cells))
     return table
 
 

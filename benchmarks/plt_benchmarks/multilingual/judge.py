@@ -61,9 +61,7 @@ class MultilingualScorer:
         detail: dict[str, Any] = {"status": verdict.status, "toolchain": self._version(problem)}
         if right and not self._fails_when_it_should(problem, solution, tests):
             right = False
-            detail["why"] = (
-                "it also passes a test that nothing can pass: it ends, or silences its tests, before they fail"
-            )
+            detail["why"] = FORGED
         elif verdict.why:
             detail["why"] = verdict.why
         return Score({"right": right}, judged=text, detail=detail)

@@ -35,7 +35,8 @@ class Language:
     standard error. Words of `syntax` tell a text that is no program from a program that fails.
 
     `test` finds a test in a row's tests, and `impossible` is one that nothing passes. `body` finds where, in a prompt,
-    what stands above the documented function ends. `counts` is how many problems HumanEval and MBPP have in it.
+    what stands above the documented function ends. `counts` is how many problems HumanEval and MBPP have in it, and
+    `seconds` what judging a right program takes, in processor time.
     """
 
     key: str
@@ -48,6 +49,7 @@ class Language:
     impossible: str
     body: str
     counts: tuple[int, int]
+    seconds: float = 2.0
     compile: tuple[str, ...] = ()
     libraries: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -95,6 +97,7 @@ LANGUAGES = (
         impossible="    assert 1 == 2",
         body=r"^def ",
         counts=(161, 0),
+        seconds=0.2,
         syntax=("SyntaxError",),
         fence="python",
     ),
@@ -109,6 +112,7 @@ LANGUAGES = (
         impossible="  assert.deepEqual(1,2);",
         body=r"\A",
         counts=(161, 397),
+        seconds=0.2,
         syntax=("SyntaxError",),
         fence="javascript",
     ),
@@ -124,6 +128,7 @@ LANGUAGES = (
         impossible="  assert.deepEqual(1,2);",
         body=r"\A",
         counts=(159, 390),
+        seconds=3.3,
         syntax=("SyntaxError",),
         fence="typescript",
     ),
@@ -143,6 +148,7 @@ LANGUAGES = (
         impossible="    assert((1l) == (2l));",
         body=r"^class Problem",
         counts=(158, 386),
+        seconds=2.0,
         libraries=_TUPLES,
         fence="java",
     ),
@@ -158,6 +164,7 @@ LANGUAGES = (
         impossible="    assert((1) == (2));",
         body=r"^//",
         counts=(161, 397),
+        seconds=4.3,
         fence="cpp",
     ),
     Language(
@@ -171,6 +178,7 @@ LANGUAGES = (
         impossible="     { actual: 1, expected: 2 },",
         body=r"^//",
         counts=(154, 374),
+        seconds=4.0,
         environment={"GOFLAGS": "-p=2", "GOTOOLCHAIN": "local", "GOPROXY": "off", "CGO_ENABLED": "0"},
         failure=("FAIL",),
         syntax=("[setup failed]", "[build failed]"),
@@ -189,6 +197,7 @@ LANGUAGES = (
         impossible="    assert_eq!(1, 2);",
         body=r"^///",
         counts=(156, 354),
+        seconds=1.0,
         fence="rust",
     ),
     Language(
@@ -202,6 +211,7 @@ LANGUAGES = (
         impossible='    if (1 !== 2) { throw new Exception("Test failed!"); }',
         body=r"^//",
         counts=(161, 397),
+        seconds=0.1,
         syntax=("PHP Parse error", "Parse error:"),
         fence="php",
     ),
@@ -216,6 +226,7 @@ LANGUAGES = (
         impossible='        if(eq_deeply(1,2)) {\n        print "ok!" }else{\n        exit 1;\n        }',
         body=r"\A",
         counts=(161, 396),
+        seconds=0.2,
         libraries=("/usr/share/perl5/Test/Deep.pm", "/usr/local/share/perl/*/Test/Deep.pm"),
         failure=("ERROR",),
         syntax=("syntax error",),
@@ -232,6 +243,7 @@ LANGUAGES = (
         impossible="    assert_equal(1, 2)",
         body=r"\A",
         counts=(161, 397),
+        seconds=0.4,
         libraries=tuple(
             f"{folder}/{inner}"
             for folder in ("/usr/lib/ruby", "/usr/local/lib/ruby")
@@ -251,6 +263,7 @@ LANGUAGES = (
         impossible="    lu.assertEquals(1, 2)",
         body=r"\A",
         counts=(161, 397),
+        seconds=0.1,
         libraries=tuple(f"{folder}/lua/5.*/luaunit.lua" for folder in _SHARED),
         fence="lua",
     ),
@@ -265,6 +278,7 @@ LANGUAGES = (
         impossible='    [[ "1" = "2" ]]',
         body=r"\A",
         counts=(158, 382),
+        seconds=0.1,
         syntax=("syntax error",),
         fence="bash",
     ),
@@ -279,6 +293,7 @@ LANGUAGES = (
         impossible="    stopifnot(isTRUE(all.equal(1, 2)))",
         body=r"\A",
         counts=(161, 397),
+        seconds=0.6,
         syntax=("unexpected",),
         fence="r",
     ),
@@ -294,6 +309,7 @@ LANGUAGES = (
         impossible="    Debug.Assert((1L) == (2L));",
         body=r"^class Problem",
         counts=(158, 386),
+        seconds=0.7,
         environment={"MONO_TRACE_LISTENER": "Console.Error"},
         failure=("System.Diagnostics.DefaultTraceListener.Fail", "Unhandled Exception"),
         fence="csharp",
@@ -310,6 +326,7 @@ LANGUAGES = (
         impossible="    assert(1L == 2L);",
         body=r"^/\*",
         counts=(156, 358),
+        seconds=0.4,
         fence="d",
     ),
     Language(
@@ -323,6 +340,7 @@ LANGUAGES = (
         impossible="    (check-within 1 2 0.001)",
         body=r"^;;",
         counts=(161, 397),
+        seconds=1.4,
         silent=True,
         syntax=("read-syntax",),
         fence="racket",
@@ -339,6 +357,7 @@ LANGUAGES = (
         impossible="    assert((1l) == (2l));",
         body=r"^object Problem",
         counts=(160, 396),
+        seconds=8.7,
         silent=True,
         fence="scala",
         compile_s=90,

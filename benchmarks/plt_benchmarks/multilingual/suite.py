@@ -54,7 +54,7 @@ class MultilingualSuite:
     chosen: tuple[Language, ...] | None = None
     extra: str | None = None
     runs_code: bool = True
-    cost: str = "2 s a problem and language on 2 cores, Scala 20 s"
+    cost: str = field(init=False)
     name: str = field(init=False)
     version: str = field(init=False)
     summary: str = field(init=False)
@@ -67,6 +67,8 @@ class MultilingualSuite:
         self.release = Hub("nuprl/MultiPL-E", REVISION, self.benchmark)
         self.version = f"MultiPL-E-{self.benchmark}-{REVISION[:7]}+judge-{JUDGE_VERSION}"
         self.problems = sum(self._count(each) for each in self._asked)
+        minutes = sum(self._count(each) * each.seconds for each in self._asked) / 60 / 2
+        self.cost = f"up to {max(1, round(minutes))} min on 2 cores"
         titles = ", ".join(each.title for each in self._asked)
         self.summary = f"MultiPL-E: {_TITLES[self.benchmark]}'s functions in other languages ({titles})"
 
@@ -161,7 +163,7 @@ def chosen_languages(name: str, selection: str | None, options: SuiteOptions) ->
     if selection is None:
         return [MultilingualSuite(benchmark)]
     try:
-        wanted = {language(part.strip().lower()) for part in selection.split(",")}
+        wanted = [language(part.strip().lower()) for part in selection.split(",")]
     except SuiteError as error:
         raise SuiteError(f"--suite {name}:{selection}: {error}") from None
     chosen = tuple(each for each in LANGUAGES if each in wanted)
