@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,37 +113,34 @@ class Environment:
         os.replace(partial, folder / _DONE)
 
     def _base_python(self) -> str:
-        """The Python that makes it. Raises SuiteError where there is none of the version."""
-        if self.oldest_python is not None:
-            return _python_from(self.oldest_python, self.name)
+        """The Python that makes it: the running one where that will do, else one that this machine has besides. Raises
+        SuiteError where there is none of the version."""
         running = "{}.{}".format(*sys.version_info)
-        if self.python_version in (None, running):
+        if self.oldest_python is not None:
+            if sys.version_info[:2] >= self.oldest_python:
+                return sys.executable
+            major, minor = self.oldest_python
+            wanted, kinds = f"{major}.{minor} or newer", [f"{major}.{later}" for later in range(minor, minor + 8)]
+        elif self.python_version in (None, running):
             return sys.executable
-        found = shutil.which(f"python{self.python_version}")
-        if found is None or not os.path.realpath(found).startswith("/usr/"):  # jobs see no other
+        else:
+            wanted, kinds = str(self.python_version), [str(self.python_version)]
+        found = next(filter(_runs, _pythons(kinds)), None)  # a shim may be there for no Python at all
+        if found is None:
             raise SuiteError(
-                f"environment {self.name} is for Python {self.python_version}, found {running}: install "
-                f"python{self.python_version} in /usr, or run plt-eval with it"
+                f"environment {self.name} is for Python {wanted}, found {running}: install it, so that PATH has "
+                f"python{kinds[0]}"
             )
         return found
 
 
-def _python_from(oldest: tuple[int, int], name: str) -> str:
-    """A Python of at least that version: the running one, one on PATH, or one of pyenv's. Raises SuiteError."""
-    if sys.version_info[:2] >= oldest:
-        return sys.executable
+def _pythons(versions: list[str]) -> Iterator[str]:
+    """What may be Pythons of `versions`, the first of them first: on PATH, and among pyenv's."""
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
-    kinds = [f"python{oldest[0]}.{minor}" for minor in range(oldest[1], oldest[1] + 8)]
-    places = [found for kind in kinds if (found := shutil.which(kind))]
-    places += [str(found) for kind in kinds for found in sorted(pyenv.glob(f"*/bin/{kind}"))]
-    working = next((place for place in places if _runs(place)), None)  # a shim may be there for no Python at all
-    if working is None:
-        wanted, running = "{}.{}".format(*oldest), "{}.{}".format(*sys.version_info)
-        raise SuiteError(
-            f"environment {name} needs Python {wanted} or newer, found {running}: install one that PATH finds as "
-            f"python{wanted}"
-        )
-    return working
+    for version in versions:
+        on_path = shutil.which(f"python{version}")
+        yield from [on_path] if on_path else []
+        yield from (str(found) for found in sorted(pyenv.glob(f"*/bin/python{version}")))
 
 
 def _runs(python: str) -> bool:

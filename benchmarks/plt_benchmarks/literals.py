@@ -13,7 +13,7 @@ from plt_benchmarks.protocols import Sandbox, SandboxJob, SandboxLimits, Sandbox
 
 MOST_CHARACTERS = 100_000
 """Longer answers are wrong without being looked at."""
-LIMITS = SandboxLimits(wall_s=20, cpu_s=5, memory=1 << 30, processes=4, tmp_bytes=16 << 20)
+LIMITS = SandboxLimits(wall_s=60, cpu_s=5, memory=1 << 30, processes=4, tmp_bytes=16 << 20)
 
 _EVALUATE = """
 import json, sys

@@ -6,6 +6,7 @@ here is marked, and a line says why; it never counts as zero.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -297,4 +298,8 @@ def _notes(measured: Sequence[Measured]) -> list[str]:
     for found in measured:
         if found.why:
             reasons.setdefault(found.why, []).append(_title(found))
-    return lines + [f"{', '.join(names)}: {why}" for why, names in reasons.items()]
+    return lines + [f"{', '.join(names)}: {textwrap.shorten(why, MOST_OF_A_REASON)}" for why, names in reasons.items()]
+
+
+MOST_OF_A_REASON = 300
+"""Characters of a reason below the table; it stands whole above it, and in the JSON form."""

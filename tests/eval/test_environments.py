@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from plt_benchmarks.environments import Environment, _python_from
+from plt_benchmarks.environments import Environment
 from plt_benchmarks.protocols import SandboxJob, SuiteError
 from plt_eval.cli.main import main
 from plt_eval.sandbox import open_sandbox
@@ -182,13 +182,25 @@ class TestOldestPython:
         assert newer.folder != Environment("newer", "suite newer", (str(package),), ("--no-index",)).folder
         (programs / "python9.3").unlink()
         with pytest.raises(
-            SuiteError, match=r"environment newer needs Python 9\.1 or newer, found 3\.\d+: install one"
+            SuiteError, match=r"environment newer is for Python 9\.1 or newer, found 3\.\d+: install it"
         ):
             newer.install(lambda _: None)
         assert newer.present, "it is left as it was"
 
     def test_the_running_one_is_good_enough(self) -> None:
-        assert _python_from((3, 11), "x") == sys.executable
+        assert Environment("x", "x", (), oldest_python=(3, 11))._base_python() == sys.executable
+
+    def test_one_version_is_that_version(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PATH", "/usr/bin:/bin")
+        versions = tmp_path / "versions" / "9.1.4" / "bin"
+        versions.mkdir(parents=True)
+        (versions / "python9.1").symlink_to(sys.executable)
+        monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
+        exact = Environment("x", "x", (), python_version="9.1")
+        assert exact._base_python() == str(versions / "python9.1")
+        (versions / "python9.1").unlink()
+        with pytest.raises(SuiteError, match=r"environment x is for Python 9\.1, found"):
+            exact._base_python()
 
 
 def test_an_unknown_name(capsys: pytest.CaptureFixture[str]) -> None:
