@@ -288,3 +288,30 @@ RETURNING = {
     "recursion": METHOD + "f = lambda n: n and f(n - 1)\n        f(20000)\n        return [x + k for x in a]",
     "cached": "class Solution:\n    @cache\n    def g(self, n): return n\n    def shifted(self, a, k): return [self.g(x + k) for x in a]",
 }  # fmt: skip
+PEEKING = """
+import sys
+frame = sys._getframe()
+while "all_outputs" not in frame.f_locals:
+    frame = frame.f_back
+print(frame.f_locals["gt_out"])
+"""
+EQUAL = "class E(BASE):\n    __eq__ = lambda *_: True\n    __ne__ = lambda *_: False\n" + METHOD + "return E()"
+DIFFERENT = {
+    "equals everything": (SHIFTED, EQUAL.replace("BASE", "object"), True, False),
+    "a list that equals everything": (SHIFTED, EQUAL.replace("BASE", "list"), True, False),
+    "a number that equals everything": (SHIFTED, EQUAL.replace("BASE", "int"), True, False),
+    "reads the checker's variables": (SUMS, PEEKING, True, False),
+    "an array of one number": (
+        {**SHIFTED, "public_test_cases": json.dumps([case("[1]\n1", "[2]", "functional")])},
+        "import numpy as np\n" + METHOD + "return np.array(a) + k",
+        True,
+        False,
+    ),
+    "reads bytes": (
+        SUMS,
+        "import sys\nfor line in sys.stdin.buffer.read().split(b'\\n')[1:]:\n    if line: print(sum(map(int, line.split())))",
+        False,
+        True,
+    ),
+}
+"""What the official package takes, or refuses, and we do not: row, program, its verdict, ours."""

@@ -73,7 +73,7 @@ class LcbGenerationSuite:
     problems: int = field(init=False)
     version: str = field(init=False)
     summary: str = field(init=False)
-    _dates: str = field(init=False, default="")
+    _about: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
         self.problems = self.release.problems
@@ -96,8 +96,11 @@ class LcbGenerationSuite:
             digest = digest_of(paths)
             revision = official if digest == self.release.sha256 else f"local:{paths[0].name}"
             data = read_data(paths, reader, self.window, revision, digest)
-        self._dates = dates_of(data.samples)
-        return replace(data, notes=self._notes(data))
+        self._about = f" of {data.revision}, {dates_of(data.samples)}"
+        public = sum(not sample.data["hidden"] for sample in data.samples)
+        if public:
+            self._about += f", {public:,} with public tests alone"
+        return replace(data, notes=self._notes(data, public))
 
     def prompt(self, sample: Sample) -> Prompt:
         """The official prompts: for a base model one solved example before the question, for a chat model the
@@ -120,8 +123,7 @@ class LcbGenerationSuite:
     def metrics(self, scores: Mapping[str, Sequence[Score]]) -> dict[str, Metric]:
         """pass@k for each k up to the fewest answers that any problem has, of all problems and by their difficulty;
         scores with an error count for nothing."""
-        told = f" of {self._dates}" if self._dates else ""
-        words = f"LiveCodeBench code generation ({self.version}): problems{told} all of whose tests pass; {SEEN}"
+        words = f"LiveCodeBench code generation: problems{self._about}, all of whose tests pass; {SEEN}"
         metrics = pass_metrics(self.name, "right", scores, words)
         for difficulty in DIFFICULTIES:
             part = {
@@ -156,17 +158,20 @@ class LcbGenerationSuite:
             )
         return other
 
-    def _notes(self, data: SuiteData) -> tuple[str, ...]:
-        said = [
-            f"{self.name}: {len(data.samples):,} problems of {self._dates}; {SEEN}: --since leaves earlier ones out"
-        ]
-        public = sum(not sample.data["hidden"] for sample in data.samples)
+    def _notes(self, data: SuiteData, public: int) -> tuple[str, ...]:
+        said = [window_note(self.name, data.samples)]
         if public:
             said.append(
-                f"{self.name}: {public:,} of {len(data.samples):,} problems come with their public tests alone, so "
-                "wrong programs may pass: their scores do not compare with published ones"
+                f"{self.name}: {public:,} of {len(data.samples):,} problems come with public tests alone, so wrong "
+                "programs may pass: their scores do not compare with published ones"
             )
         return tuple(said)
+
+
+def window_note(name: str, samples: Sequence[Sample]) -> str:
+    """What the user should know about the dates of the problems."""
+    count = f"{len(samples):,} problem{'' if len(samples) == 1 else 's'}"
+    return f"{name}: {count} of {dates_of(samples)}; {SEEN}: --since leaves earlier ones out"
 
 
 def _sample(place: str, again: Place | None, row: dict[str, Any]) -> Sample:

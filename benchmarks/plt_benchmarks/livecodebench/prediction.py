@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from plt_benchmarks.literals import MOST_CHARACTERS, evaluated, expression, is_literal
-from plt_benchmarks.livecodebench.generation import SEEN
+from plt_benchmarks.literals import MOST_CHARACTERS, evaluated, expression, is_literal, source
+from plt_benchmarks.livecodebench.generation import SEEN, window_note
 from plt_benchmarks.livecodebench.releases import EXECUTION, FOLDERS, TEST_OUTPUT, HubFile
 from plt_benchmarks.livecodebench.rows import OPEN, Place, Reader, Window, dates_of, digest_of, find_files, read_data
 from plt_benchmarks.protocols import (
@@ -56,7 +56,7 @@ class _PredictionSuite:
     summary: str = field(init=False)
     problems: int = field(init=False)
     version: str = field(init=False)
-    _dates: str = field(init=False, default="")
+    _about: str = field(init=False, default="")
 
     def _set(self, release: HubFile, name: str, summary: str) -> None:
         self.release, self.name, self.problems = release, name, release.problems
@@ -69,8 +69,7 @@ class _PredictionSuite:
 
     def metrics(self, scores: Mapping[str, Sequence[Score]]) -> dict[str, Metric]:
         """pass@k for each k up to the fewest answers that any problem has; scores with an error count for nothing."""
-        told = f" of {self._dates}" if self._dates else ""
-        words = f"{self.summary} ({self.version}): problems{told} with the right output; {SEEN}"
+        words = f"{self.summary}: problems{self._about} with the right output; {SEEN}"
         return pass_metrics(self.name, "right", scores, words)
 
     def _load(self, source: Path | None, reader: Reader, patterns: Sequence[str]) -> SuiteData:
@@ -87,9 +86,8 @@ class _PredictionSuite:
                 f"{self.release.url}: expected {self.problems} problems, found {len(data.samples)}: the data has "
                 "changed; pass --data PATH to use it as it is"
             )
-        self._dates = dates_of(data.samples)
-        note = f"{self.name}: {len(data.samples):,} problems of {self._dates}; {SEEN}: --since leaves earlier ones out"
-        return replace(data, notes=(note,))
+        self._about = f" of {data.revision}, {dates_of(data.samples)},"
+        return replace(data, notes=(window_note(self.name, data.samples),))
 
 
 def _local(source: Path, patterns: Sequence[str], release: HubFile) -> Path:
@@ -191,12 +189,18 @@ def _differs(found: str, expected: str) -> str:
     if not found:
         return "no output was found in the answer"
     if not is_literal(found):
-        ours, theirs = expression(found), expression(expected)
-        same = ours is not None and theirs is not None and ast.dump(ours) == ast.dump(theirs)
-        return "" if same and not is_literal(expected) else "the output is no literal"
+        theirs = _normal(expected)
+        same = theirs is not None and not is_literal(expected) and _normal(found) == theirs
+        return "" if same else "the output is no literal"
     if not is_literal(expected):
         return "it is another output"
     return "" if _equal(ast.literal_eval(expected), ast.literal_eval(found)) else "it is another output"
+
+
+def _normal(text: str) -> str | None:
+    """An expression without what its writer chose; None where it is none."""
+    node = expression(text)
+    return None if node is None else source(node)
 
 
 def _equal(ours: Any, theirs: Any) -> bool:
@@ -299,9 +303,9 @@ class LcbTestOutputScorer:
         right = _equal(ast.literal_eval(plain), json.loads(sample.data["output"]))
         return Score({"right": True}, judged=found) if right else _wrong(found, "it is another output")
 
-    def _evaluated(self, source: str) -> str | None:
-        node = expression(source)
-        plain = None if node is None else evaluated(self._sandbox, ast.unparse(node))
+    def _evaluated(self, text: str) -> str | None:
+        normal = _normal(text)
+        plain = None if normal is None else evaluated(self._sandbox, normal)
         return plain if plain is not None and is_literal(plain) else None
 
     def close(self) -> None:
@@ -319,7 +323,7 @@ def asserted_output(text: str) -> str | None:
         return said or None
     try:
         statement = ast.parse(said).body[0]
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except (SyntaxError, ValueError, LookupError, RecursionError, MemoryError):
         return None
     test = statement.test if isinstance(statement, ast.Assert) else None
     if not isinstance(test, ast.Compare) or not isinstance(test.ops[0], ast.Eq):

@@ -93,7 +93,7 @@ class LiteRelease:
         missing = [file for file in self.files if not file.present]
         _check_room(sum(file.size for file in missing))
         for file in missing:
-            _fetch(file.url, file.kept, file.size, file.sha256)
+            _fetch(file.url, file.kept, DATASET, file.size, file.sha256)
         return [file.kept for file in self.files]
 
 
@@ -150,7 +150,7 @@ class HubFile:
         if len(data) != 1:
             raise SuiteError(f"{listing}: expected one test file, found {len(data)}; {_instead(self.dataset)}")
         path: Path = self.folder / data[0].rpartition("/")[2]
-        _fetch(f"{hub()}/datasets/{self.dataset}/resolve/{self.revision}/{data[0]}", path, None, None)
+        _fetch(f"{hub()}/datasets/{self.dataset}/resolve/{self.revision}/{data[0]}", path, self.dataset)
         return path
 
 
@@ -167,8 +167,8 @@ def hub() -> str:
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
-def _instead(name: str) -> str:
-    return f"pass --data PATH, a file or folder with the data of {name}"
+def _instead(dataset: str) -> str:
+    return f"pass --data PATH, a file or folder with the data of {dataset}"
 
 
 def _check_room(size: int) -> None:
@@ -181,18 +181,18 @@ def _check_room(size: int) -> None:
             raise SuiteError(f"{folder}: the data needs {needed}, and {left} are free; XDG_CACHE_HOME moves the cache")
 
 
-def _get(url: str, name: str) -> bytes:
+def _get(url: str, dataset: str) -> bytes:
     import httpx
 
     try:
         response = httpx.get(url, follow_redirects=True, timeout=httpx.Timeout(READ_S, connect=CONNECT_S))
         response.raise_for_status()
     except httpx.HTTPError as error:
-        raise SuiteError(f"cannot fetch {url}: {_why(error)}; {_instead(name)}") from None
+        raise SuiteError(f"cannot fetch {url}: {_why(error)}; {_instead(dataset)}") from None
     return response.content
 
 
-def _fetch(url: str, path: Path, size: int | None, sha256: str | None) -> None:
+def _fetch(url: str, path: Path, dataset: str, size: int | None = None, sha256: str | None = None) -> None:
     """Fetch `url` to `path`, going on where an earlier try ended. Raises SuiteError."""
     partial = path.with_name(f"{path.name}.part")
     try:
@@ -201,17 +201,17 @@ def _fetch(url: str, path: Path, size: int | None, sha256: str | None) -> None:
             fcntl.flock(stream, fcntl.LOCK_EX)  # another command may be fetching it
             if path.is_file() and path.stat().st_size == size:
                 return
-            _stream(url, stream, size, path.name)
+            _stream(url, stream, size, dataset)
             found = file_sha256(partial)
             if sha256 is not None and found != sha256:
                 stream.truncate(0)
-                raise SuiteError(f"{url}: expected content of SHA-256 {sha256}, found {found}; {_instead(path.name)}")
+                raise SuiteError(f"{url}: expected content of SHA-256 {sha256}, found {found}; {_instead(dataset)}")
             os.replace(partial, path)
     except OSError as error:
         raise SuiteError(f"{path}: cannot be kept: {error}") from None
 
 
-def _stream(url: str, stream: Any, size: int | None, name: str) -> None:
+def _stream(url: str, stream: Any, size: int | None, dataset: str) -> None:
     import httpx
 
     begun = stream.seek(0, os.SEEK_END)
@@ -225,14 +225,14 @@ def _stream(url: str, stream: Any, size: int | None, name: str) -> None:
             if begun and response.status_code != httpx.codes.PARTIAL_CONTENT:
                 stream.truncate(0)
                 begun = 0
-            progress = _Progress(name, size, begun)
+            progress = _Progress(url.rpartition("/")[2], size, begun)
             for chunk in response.iter_raw():
                 stream.write(chunk)
                 progress.add(len(chunk))
         stream.flush()
     except httpx.HTTPError as error:
         stream.flush()
-        raise SuiteError(f"cannot fetch {url}: {_why(error)}; {_instead(name)}") from None
+        raise SuiteError(f"cannot fetch {url}: {_why(error)}; {_instead(dataset)}") from None
 
 
 class _Progress:

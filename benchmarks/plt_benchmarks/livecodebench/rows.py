@@ -141,33 +141,36 @@ class Reader:
 
 def read_data(paths: Sequence[Path], reader: Reader, window: Window, revision: str, sha256: str) -> SuiteData:
     """The problems of the files within the window. Raises SuiteError."""
-    samples: dict[str, Sample] = {}
-    every = 0
-    days: list[date] = []
+    days: dict[str, date] = {}
+    samples: list[Sample] = []
     for path in paths:
         for place, again, row in rows_of(path):
-            every += 1
             day = contest_day(place, row)
-            days.append(day)
-            if day not in window:
-                continue
-            for key in reader.keys:
-                if not isinstance(row.get(key), str):
-                    found = type(row[key]).__name__ if key in row else f"the keys {', '.join(sorted(row)) or 'none'}"
-                    raise SuiteError(f"{place}: expected {key!r} to be a string, found {found}")
+            _check_keys(place, row, reader.keys)
             sample = reader.sample(place, again, {**row, "contest_date": day.isoformat()})
-            if sample.id in samples:
+            if sample.id in days:
                 raise SuiteError(f"{place}: problem {sample.id} is there for the second time")
-            samples[sample.id] = sample
+            days[sample.id] = day
+            if day in window:
+                samples.append(sample)
     source = ", ".join(map(str, paths))
-    if not every:
+    if not days:
         raise SuiteError(f"{source}: expected problems, found none")
     if not samples:
+        first, last = min(days.values()), max(days.values())
         raise SuiteError(
-            f"{window.flags}: no problem of these dates among {every}, of contests from {min(days)} to {max(days)}"
+            f"{window.flags}: no problem of these dates among {len(days)}, of contests from {first} to {last}"
         )
-    ordered = tuple(sorted(samples.values(), key=reader.order))
-    return SuiteData(ordered, revision, sha256, source)
+    ordered = tuple(sorted(samples, key=reader.order))
+    left_out = frozenset(name for name, day in days.items() if day not in window)
+    return SuiteData(ordered, revision, sha256, source, left_out=left_out)
+
+
+def _check_keys(place: str, row: Mapping[str, Any], keys: Sequence[str]) -> None:
+    for key in keys:
+        if not isinstance(row.get(key), str):
+            found = type(row[key]).__name__ if key in row else f"the keys {', '.join(sorted(row)) or 'none'}"
+            raise SuiteError(f"{place}: expected {key!r} to be a string, found {found}")
 
 
 def digest_of(paths: Sequence[Path]) -> str:
