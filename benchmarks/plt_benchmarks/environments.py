@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -98,7 +99,7 @@ class Environment:
         _call([python, "-m", "venv", str(folder)])
         notify(f"pip install {textwrap.shorten(' '.join(self.requirements), 300)}")
         pip = [str(folder / "bin" / "python"), "-m", "pip"]
-        _call([*pip, "install", "--no-input", *self.options, *self.requirements])
+        _call([*pip, "install", "--no-input", *self.options, *self.requirements], _PipProgress(notify))
         if self.bare:
             notify(f"pip install --no-deps {' '.join(self.bare)}")
             _call([*pip, "install", "--no-input", *self.options, "--no-deps", *self.bare])
@@ -150,19 +151,47 @@ def _runs(python: str) -> bool:
     return False
 
 
-def _call(command: list[str]) -> str:
-    """The standard output of `command`. Raises SuiteError with the line that says what went wrong."""
+def _call(command: list[str], heard: Callable[[str], None] | None = None) -> str:
+    """The standard output of `command`, which `heard` gets line by line. Raises SuiteError with the line that says what
+    went wrong."""
     own = {name: value for name, value in os.environ.items() if name not in _NOT_OURS}
     own["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"  # its notice would be the last line
-    done = subprocess.run(
-        command, capture_output=True, text=True, errors="replace", check=False, stdin=subprocess.DEVNULL, env=own
-    )
-    if done.returncode:
-        lines = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL, text=True, errors="replace",
+            env=own,
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            said = []
+            for line in process.stdout:
+                said.append(line)
+                if heard is not None:
+                    heard(line)
+        errors.seek(0)
+        complaints = errors.read()
+    if process.returncode:
+        lines = (complaints.strip() or "".join(said).strip() or "no output").splitlines()
         telling = [line for line in lines if line.startswith("ERROR:")] or lines
-        raise SuiteError(f"{' '.join(command[:6])}...: exit code {done.returncode}: {telling[-1]}")
-    return done.stdout
+        raise SuiteError(f"{' '.join(command[:6])}...: exit code {process.returncode}: {telling[-1]}")
+    return "".join(said)
 
 
+class _PipProgress:
+    """Tells from pip's lines how far it is."""
+
+    def __init__(self, notify: Callable[[str], None]) -> None:
+        self._notify = notify
+        self._found = 0
+
+    def __call__(self, line: str) -> None:
+        if line.startswith(("Collecting ", "Processing ")):
+            self._found += 1
+            if self._found % PACKAGES_A_LINE == 0:
+                self._notify(f"{self._found} packages found")
+        elif line.startswith("Installing collected packages"):
+            self._notify(f"packages to install: {line.count(',') + 1}")
+
+
+PACKAGES_A_LINE = 25
 _NOT_OURS = ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX", "PIP_USER")
 """Variables that would send packages elsewhere, or bring some of another place."""

@@ -69,8 +69,11 @@ def test_one_that_was_cut_short_is_made_anew(tiny: Environment) -> None:
     (tiny.folder / "bin").mkdir(parents=True)
     (tiny.folder / "bin" / "python").symlink_to(sys.executable)
     assert not tiny.present
-    tiny.install(lambda _: None)
+    told: list[str] = []
+    tiny.install(told.append)
     assert tiny.present
+    assert [line.split()[0] for line in told] == ["a", "pip", "packages"]
+    assert told[-1] == "packages to install: 1"
 
 
 @pytest.mark.parametrize("kind", ["a link to it", "of a Python elsewhere", "through links"])
