@@ -26,7 +26,7 @@ def export(
     ],
     format_: Annotated[Format, typer.Option("--format", help="What to write.")],
     out: Annotated[Path, typer.Option(help="File (evalplus), folder (bfcl) or new folder (transformers) to write.")],
-    partial: Annotated[bool, typer.Option("--partial", help="evalplus, bfcl: also a run that is not complete.")] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="evalplus, bfcl: also an incomplete run.")] = False,
     results: Annotated[
         Path | None, typer.Option(help="evalplus, bfcl: where runs are stored (default results/runs).")
     ] = None,

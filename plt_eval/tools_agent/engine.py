@@ -1,8 +1,8 @@
 """An engine whose answers are what BFCL's problems want: a text, calls of tools, or a whole conversation.
 
-What is said to the model, in which order, is the official package's: after each answer it is asked for the next question,
-in the sandbox, where the calls of all answers so far are executed again. A conversation is one answer: its steps are not
-stored one by one, and a conversation that was interrupted begins anew.
+What is said to the model, in which order, is the official package's: after each answer it is asked for the next
+question, in the sandbox, where the calls of all answers so far are executed again. A conversation is one answer: its
+steps are not stored one by one, and a conversation that was interrupted begins anew.
 """
 
 from __future__ import annotations
@@ -258,5 +258,3 @@ def _message(turn: Mapping[str, Any]) -> Message:
 
 def _sum(total: int | None, more: int | None) -> int | None:
     return None if total is None or more is None else total + more
-
-

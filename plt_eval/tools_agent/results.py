@@ -3,7 +3,8 @@
     OUT/result/gpt-4o-2024-11-20/BFCL_v3_simple_result.json ...
     BFCL_PROJECT_ROOT=OUT bfcl evaluate --model gpt-4o-2024-11-20 --test-category simple
 
-The command knows no models but those of its own list; the name says only how answers are read: as texts, or (-FC) as calls.
+The command knows no models but those of its own list; the name says only how answers are read: as texts, or (-FC) as
+calls.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Function calling as BFCL v3 asks for it and judges it: single calls, several, none, and conversations that are executed."""
+"""Function calling as BFCL v3 asks for it and judges it: one call, several, none, and conversations."""

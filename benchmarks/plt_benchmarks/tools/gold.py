@@ -111,8 +111,8 @@ def _with_keywords(call: str, functions: Mapping[str, Any]) -> str:
 
 
 def _java(value: Any, kind: Mapping[str, Any]) -> str:
-    """A value in Java, of the type that the function's description says, as the official reader understands it: it wants
-    an Array's strings bare, and sees what is in a HashMap only where a text holds it."""
+    """A value in Java, of the type that the function's description says, as the official reader understands it: it
+    wants an Array's strings bare, and sees what is in a HashMap only where a text holds it."""
     name, inner = kind["type"], (kind.get("items") or {}).get("type", "any")
     if isinstance(value, list):
         if name == "Array":

@@ -80,9 +80,7 @@ def describe(data: Path | None, mode: str, categories: tuple[str, ...]) -> dict[
 
 def sandbox_job(request: Mapping[str, Any]) -> SandboxJob:
     """A job for inside.sandboxed."""
-    return SandboxJob(
-        _IN_SANDBOX, stdin=json.dumps(request).encode(), files={ARCHIVE: archive()}, limits=LIMITS
-    )
+    return SandboxJob(_IN_SANDBOX, stdin=json.dumps(request).encode(), files={ARCHIVE: archive()}, limits=LIMITS)
 
 
 @cache
@@ -115,8 +113,7 @@ def _sources(site: Path) -> list[Path]:
 
 
 def _with_ours(official: bytes) -> bytes:
-    ours = _compiled({f"inside/{path.name}": path for path in sorted((_HERE / "inside").glob("*.py"))}, official)
-    return ours
+    return _compiled({f"inside/{path.name}": path for path in sorted((_HERE / "inside").glob("*.py"))}, official)
 
 
 def _compiled(files: Mapping[str, Path], onto: bytes = b"") -> bytes:
@@ -127,7 +124,11 @@ def _compiled(files: Mapping[str, Path], onto: bytes = b"") -> bytes:
         for name, path in files.items():
             made.writestr(zipfile.ZipInfo(name), path.read_bytes())
             py_compile.compile(
-                str(path), out, dfile=name, doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
+                str(path),
+                out,
+                dfile=name,
+                doraise=True,
+                invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
             )
             made.writestr(zipfile.ZipInfo(name + "c"), Path(out).read_bytes())
     return buffer.getvalue()

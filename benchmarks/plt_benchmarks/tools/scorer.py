@@ -1,4 +1,4 @@
-"""Judging: official verdicts from a process of the package's environment, and what a model's calls do from the sandbox."""
+"""Judging: official verdicts come from a process of the package's environment, what calls do from the sandbox."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from plt_benchmarks.protocols import Answer, Sample, Sandbox, SandboxOutcome, Score
@@ -14,6 +15,7 @@ from plt_benchmarks.tools.package import in_environment, sandbox_job
 
 MOST_CHARACTERS = 2_000_000
 """Longer answers are wrong without being looked at."""
+ROLES = ("system", "user", "assistant", "tool")
 
 
 class Judge:
@@ -48,8 +50,9 @@ class Judge:
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
+            with suppress(OSError):  # what was not read by a process that has ended
+                if stream is not None:
+                    stream.close()
         self._folder.cleanup()
 
 
@@ -201,9 +204,9 @@ def _wrong(shown: str, why: str) -> Score:
 
 
 def converse_step(sandbox: Sandbox, entry: Mapping[str, Any], mode: str, said: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the official package asks next in the conversation on `entry`, after the answers `said`: {"messages", "tools"},
-    or {"done": result}. Everything that was said before is executed again, in a sandbox of its own: a call that does
-    not come to an end ends the conversation. Raises SandboxError and SuiteError."""
+    """What the official package asks next in the conversation on `entry`, after the answers `said`: {"messages",
+    "tools"}, or {"done": result}. Everything that was said before is executed again, in a sandbox of its own: a call
+    that does not come to an end ends the conversation. Raises SandboxError and SuiteError."""
     outcome = sandbox.run(sandbox_job({"kind": "converse", "mode": mode, "entry": dict(entry), "said": said}))
     told = _told(outcome)
     if told is None or not ("done" in told or _is_question(told)):
@@ -216,6 +219,5 @@ def _is_question(told: Mapping[str, Any]) -> bool:
     return (
         isinstance(messages, list)
         and isinstance(told.get("tools"), list)
-        and all(isinstance(turn, dict) and turn.get("role") in ("system", "user", "assistant", "tool") for turn in messages)
+        and all(isinstance(turn, dict) and turn.get("role") in ROLES for turn in messages)
     )
-

@@ -1,9 +1,9 @@
 """BFCL v3: which functions to call, with what, or none; in one turn, and in conversations whose calls are executed.
 
-Data: the Berkeley Function Calling Leaderboard, version 3, as bfcl-eval 2025.7.17 carries it (Apache-2.0): 4,441 problems
-in 17 categories. Paper: Patil et al. 2025, "The Berkeley Function Calling Leaderboard (BFCL): From Tool Use to Agentic
-Evaluation of Large Language Models". Prompts, the course of conversations, decoding and verdicts are the package's own
-code; see tools.package for where it runs.
+Data: the Berkeley Function Calling Leaderboard, version 3, as bfcl-eval 2025.7.17 carries it (Apache-2.0): 4,441
+problems in 17 categories. Paper: Patil et al. 2025, "The Berkeley Function Calling Leaderboard (BFCL): From Tool Use to
+Agentic Evaluation of Large Language Models". Prompts, the course of conversations, decoding and verdicts are the
+package's own code; see tools.package for where it runs.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ GROUPS: dict[str, Mapping[str, int]] = {
     "multi_turn": MULTI_TURN,
     "single_turn": {**NON_LIVE, **LIVE},
 }
-_TEXTS_ONLY = "the answer holds numbers and truth values, and the reader makes texts of everything in an ArrayList of any"
+_TEXTS_ONLY = "the answer holds numbers and truth values; the reader makes texts of all in an ArrayList of any"
+RELEASE = Release("BFCL", "v3", f"in bfcl-eval {BFCL_VERSION}", md5="", sha256="")
+"""The package that `plt-eval install tools` installs carries it."""
 GOLD_MISSES = {
     "simple_363": "the answer names another function than the description",
     "java_36": _TEXTS_ONLY,
@@ -94,7 +96,7 @@ class ToolsSuite:
 
     categories: tuple[str, ...] = tuple(CATEGORIES)
     mode: Mode = "prompt"
-    release: Release = Release("BFCL", "v3", f"in bfcl-eval {BFCL_VERSION}", "", "")
+    release: Release = RELEASE
     extra: str | None = None
     runs_code: bool = True
     cost: str = "5 min on 2 cores"
@@ -132,11 +134,11 @@ class ToolsSuite:
         return transcript_prompt(messages_of(sample.data["messages"]))
 
     def gold(self, sample: Sample) -> Answer | None:
-        """The first of the accepted answers, as a model would have written it. Where no call is wanted, a refusal; where
-        any call is, one without arguments."""
-        data = sample.data
-        native = self.mode == "native"
-        return Answer(answer_text(gold_result(data["category"], data["entry"], data["answer"], native=native), self.mode))
+        """The first of the accepted answers, as a model would have written it. Where no call is wanted, a refusal;
+        where any call is, one without arguments."""
+        data, native = sample.data, self.mode == "native"
+        result = gold_result(data["category"], data["entry"], data["answer"], native=native)
+        return Answer(answer_text(result, self.mode))
 
     def scorer(self, sandbox: Sandbox) -> Scorer:
         """Raises SuiteError without the official package."""
@@ -214,7 +216,7 @@ def overall_weights() -> dict[str, dict[str, float]]:
     JavaScript count with `simple` as one of five non-live parts; live categories count by their problems; the overall
     score is the mean of the three groups."""
     part = 1 / 5
-    non_live = {category: part for category in ("multiple", "parallel", "parallel_multiple", "irrelevance")}
+    non_live = dict.fromkeys(("multiple", "parallel", "parallel_multiple", "irrelevance"), part)
     non_live |= dict.fromkeys(("simple", "java", "javascript"), part / 3)
     multi_turn = dict.fromkeys(MULTI_TURN, 1 / len(MULTI_TURN))
     return {"non_live": non_live, "live": {}, "multi_turn": multi_turn}
@@ -229,8 +231,8 @@ def _groups(accuracy: Mapping[str, tuple[float, int]]) -> list[tuple[str, dict[s
     else:
         del weights["live"]
     words = {
-        "non_live": "BFCL v3, non-live: the mean of simple (itself that of Python, Java, JavaScript), multiple, parallel, "
-        "parallel_multiple and irrelevance",
+        "non_live": "BFCL v3, non-live: the mean of simple (itself that of Python, Java and JavaScript), multiple, "
+        "parallel, parallel_multiple and irrelevance",
         "live": "BFCL v3, live: right answers of its six categories together",
         "multi_turn": "BFCL v3, multi-turn: the mean of its four categories",
         "overall": "BFCL v3, overall accuracy: the mean of non-live, live and multi-turn",
@@ -248,8 +250,8 @@ def _metric(weights: Mapping[str, float], accuracy: Mapping[str, tuple[float, in
     low, high = wilson_interval(value, max(1, int(effective)))
     counted = sum(accuracy[category][1] for category in weights)
     words += (
-        f", as bfcl-eval {BFCL_VERSION} computes it; 95% Wilson interval for the {int(effective)} problems of equal weight "
-        "that would vary as much"
+        f", as bfcl-eval {BFCL_VERSION} computes it; 95% Wilson interval for the {int(effective)} problems of equal "
+        "weight that would vary as much"
     )
     return Metric(value, counted, low, high, words)
 

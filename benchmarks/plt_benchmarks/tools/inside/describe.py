@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from inside.official import conversation, data_folder, open_package
+from .official import conversation, data_folder, open_package
 
 PREFIX = "BFCL_v3"
 
@@ -81,7 +81,7 @@ def _complete(path: Path, entries: list[dict[str, Any]]) -> list[dict[str, Any]]
         for key in ("question", *wanted):
             if key not in entry:
                 raise BadData(f"{path}: {entry['id']} has no {key!r}")
-    generation = import_module("bfcl_eval._llm_response_generation")
+    generation: Any = import_module("bfcl_eval._llm_response_generation")
     own = path.parent / "multi_turn_func_doc"
     if own.is_dir():
         generation.MULTI_TURN_FUNC_DOC_PATH = own

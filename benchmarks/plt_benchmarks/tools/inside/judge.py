@@ -15,8 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from inside.official import NAMES, make_handler, open_package
-from inside.plain import unpacked
+from .official import NAMES, make_handler, open_package
+from .plain import unpacked
 
 CPU_S = 60
 SHOWN = 2000
@@ -68,7 +68,7 @@ def _judged(request: dict[str, Any]) -> dict[str, Any]:
         return {"valid": False, "why": f"the official checker raises {type(error).__name__}: {error}"[:SHOWN]}
 
 
-def _refuse(source: str) -> Any:
+def _refuse(source: str) -> Any:  # noqa: ARG001
     raise WouldEvaluate
 
 
@@ -100,7 +100,7 @@ class _Decoded:
     def __init__(self, told: dict[str, Any]) -> None:
         self._told = told
 
-    def decode_ast(self, result: Any, language: str = "Python") -> Any:
+    def decode_ast(self, result: Any, language: str = "Python") -> Any:  # noqa: ARG002
         """What the decoder gave, or the error that it raised."""
         if "error" in self._told:
             raise ValueError(self._told["error"])
@@ -110,7 +110,7 @@ class _Decoded:
 def _captured(runner: Any) -> list[dict[str, Any]]:
     """The rows that the official runner is going to write to its score file."""
     rows: list[dict[str, Any]] = []
-    runner.write_list_of_dicts_to_file = lambda name, found, folder: rows.extend(found)
+    runner.write_list_of_dicts_to_file = lambda _, found, __: rows.extend(found)
     return rows
 
 
@@ -132,7 +132,7 @@ def _verdict(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _conversation(request: dict[str, Any]) -> dict[str, Any]:
     """`turns` is what the sandbox told: it may be anything, and counts for what it says."""
-    checker = import_module("bfcl_eval.eval_checker.multi_turn_eval.multi_turn_checker")
+    checker: Any = import_module("bfcl_eval.eval_checker.multi_turn_eval.multi_turn_checker")
     runner = import_module("bfcl_eval.eval_checker.eval_runner")
     entry = request["entry"]
     executed = _Executed(request["turns"], checker.execute_multi_turn_func_call)
@@ -192,7 +192,7 @@ def _instance(name: str, state: dict[str, Any]) -> Any:
 
 def _table(request: dict[str, Any]) -> dict[str, Any]:
     """The official table for `accuracies` (category -> accuracy and count): file name -> row, unrounded."""
-    helper = import_module("bfcl_eval.eval_checker.eval_runner_helper")
+    helper: Any = import_module("bfcl_eval.eval_checker.eval_runner_helper")
     tables: dict[str, dict[str, Any]] = {}
 
     def keep(data: list[Any], file_path: Path, header: list[str], **_: Any) -> None:
@@ -205,6 +205,5 @@ def _table(request: dict[str, Any]) -> dict[str, Any]:
     return {"tables": tables}
 
 
-def _no_model(messages: list[Any], tools: list[Any]) -> Any:
+def _no_model(messages: list[Any], tools: list[Any]) -> Any:  # noqa: ARG001
     raise AssertionError("no model is asked here")
-

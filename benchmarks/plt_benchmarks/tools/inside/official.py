@@ -1,7 +1,7 @@
 """The official package, opened with what judging and prompting need of it.
 
-Importing `bfcl_eval` as it is asks for sixty packages: clients of every model vendor. None of them takes part in building a
-prompt or in judging, so empty modules stand in for them; what does the work is the official code, unchanged.
+Importing `bfcl_eval` as it is asks for sixty packages: clients of every model vendor. None of them takes part in
+building a prompt or in judging, so empty modules stand in for them; what does the work is the official code, unchanged.
 """
 
 from __future__ import annotations
@@ -75,23 +75,17 @@ def _put(name: str, parts: Mapping[str, Any]) -> None:
     sys.modules[name] = module
 
 
-def _unread(text: str) -> Any:
+def _unread(text: str) -> Any:  # noqa: ARG001
     raise RuntimeError("Java and JavaScript are read elsewhere")
 
 
 def make_handler(mode: str, asked: Asked) -> Any:
     """The official handler for chat models, asking `asked(messages, tools)` instead of a server."""
-    base = import_module("bfcl_eval.model_handler.api_inference.openai_completion").OpenAICompletionsHandler
-
-    class Handler(base):  # type: ignore[misc]
-        def _query_prompting(self, inference_data: dict[str, Any]) -> tuple[Any, float]:
-            return asked(inference_data["message"], []), 0.0
-
-        def _query_FC(self, inference_data: dict[str, Any]) -> tuple[Any, float]:  # noqa: N802
-            return asked(inference_data["message"], inference_data["tools"]), 0.0
-
-    handler = Handler(NAMES[mode], 0.0)
+    module: Any = import_module("bfcl_eval.model_handler.api_inference.openai_completion")
+    handler = module.OpenAICompletionsHandler(NAMES[mode], 0.0)
     handler.is_fc_model = mode == NATIVE
+    handler._query_prompting = lambda data: (asked(data["message"], []), 0.0)
+    handler._query_FC = lambda data: (asked(data["message"], data["tools"]), 0.0)
     return handler
 
 

@@ -43,7 +43,8 @@ def packed(value: Any) -> Any:
 
 
 def unpacked(told: Any, classes: dict[str, type] | None = None) -> Any:
-    """What `packed` told. `classes` has File and Directory. Raises ValueError, TypeError or KeyError for anything else."""
+    """What `packed` told. `classes` has File and Directory. Raises ValueError, TypeError, KeyError or AttributeError
+    for anything else."""
     if isinstance(told, list):
         return [unpacked(item, classes) for item in told]
     if not isinstance(told, dict):
@@ -58,6 +59,6 @@ def unpacked(told: Any, classes: dict[str, type] | None = None) -> Any:
     if name == "opaque":
         return Opaque(str(inside))
     kind = (classes or {})[name]
-    made = kind.__new__(kind)
+    made: Any = object.__new__(kind)
     vars(made).update(unpacked(inside, classes), parent=None)
     return made

@@ -1,5 +1,5 @@
-"""What touches a model's calls, and runs in the sandbox: the official decoding of some answers, which evaluates what the
-model wrote; the execution of calls for the judge; and conversations, in which calls are executed as they come.
+"""What touches a model's calls, and runs in the sandbox: the official decoding of some answers, which evaluates what
+the model wrote; the execution of calls for the judge; and conversations, in which calls are executed as they come.
 
 Reads one request from standard input, and writes one answer to standard output. No gold answer is ever here.
 """
@@ -13,8 +13,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from inside.official import conversation, make_handler, open_package
-from inside.plain import packed
+from .official import conversation, make_handler, open_package
+from .plain import packed
 
 
 def main() -> None:
@@ -77,5 +77,5 @@ def _state(instance: Any) -> dict[str, Any]:
     return {name: packed(value) for name, value in vars(instance).items() if not name.startswith("_")}
 
 
-def _no_model(messages: list[Any], tools: list[Any]) -> Any:
+def _no_model(messages: list[Any], tools: list[Any]) -> Any:  # noqa: ARG001
     raise AssertionError("no model is asked here")
