@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -81,17 +82,44 @@ def run_lm_eval(
     that can be known) and RunInterrupted."""
     if not suite.tasks:
         raise UserError("--suite lm-eval names no task: expected lm-eval:TASK,..., as lm-eval:gsm8k,hellaswag")
-    catalogue = Catalogue(suite.include_path)
-    catalogue.check(suite.tasks)
-    chosen = [catalogue.load(name) for name in suite.tasks]
-    for one in chosen:
-        prepare(one, suite.num_fewshot, _written(settings), notify)
     results = []
-    for make in make_engines():
-        with closing(make()) as engine:
-            for one in chosen:
-                results.append(_run_one(one, engine, named(settings, f"lm-eval:{one.name}", engine), console, notify))
+    with _warnings_to(notify):
+        catalogue = Catalogue(suite.include_path)
+        catalogue.check(suite.tasks)
+        chosen = [catalogue.load(name) for name in suite.tasks]
+        for one in chosen:
+            prepare(one, suite.num_fewshot, _written(settings), notify)
+        for make in make_engines():
+            with closing(make()) as engine:
+                for one in chosen:
+                    own = named(settings, f"lm-eval:{one.name}", engine)
+                    results.append(_run_one(one, engine, own, console, notify))
     return results
+
+
+class _Notes(logging.Handler):
+    """Hands on what lm-eval warns of, each warning once."""
+
+    def __init__(self, notify: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._notify, self._told = notify, set[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = " ".join(record.getMessage().split())[:400]
+        if text not in self._told:
+            self._told.add(text)
+            self._notify(f"lm-eval: {text}")
+
+
+@contextmanager
+def _warnings_to(notify: Callable[[str], None]) -> Iterator[None]:
+    logger, handler = logging.getLogger("lm_eval"), _Notes(notify)
+    kept, up = list(logger.handlers), logger.propagate
+    logger.handlers[:], logger.propagate = [handler], False
+    try:
+        yield
+    finally:
+        logger.handlers[:], logger.propagate = kept, up
 
 
 def _written(settings: Settings) -> dict[str, Any]:

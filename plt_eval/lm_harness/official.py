@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from plt_eval.errors import MissingExtra
+from plt_benchmarks.eleuther import PACKAGE_VERSION
+from plt_eval.errors import MissingExtra, UserError
 
 MODEL = "plt"
 TARGET = "plt_eval.lm_harness.models:PltLM"
@@ -22,11 +23,15 @@ STARTUP = Path(__file__).with_name("startup")
 
 
 def need_lm_eval(why: str) -> None:
-    """Raises MissingExtra when lm-eval is not installed."""
-    from importlib.util import find_spec
+    """Raises MissingExtra when lm-eval is not installed, and UserError for another version than ours is made for."""
+    from importlib import metadata
 
-    if find_spec("lm_eval") is None:
-        raise MissingExtra("lm-eval", "lm-eval", why)
+    try:
+        found = metadata.version("lm_eval")
+    except metadata.PackageNotFoundError:
+        raise MissingExtra("lm-eval", "lm-eval", why) from None
+    if found != PACKAGE_VERSION:
+        raise UserError(f"{why} needs lm-eval {PACKAGE_VERSION}, found {found}: pip install 'plt-eval[lm-eval]'")
 
 
 def register() -> None:

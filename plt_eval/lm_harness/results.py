@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from plt_benchmarks.protocols import Metric
+from plt_benchmarks.statistics import wilson_interval
 from plt_eval.lm_harness.answers import AnswerRecord, Answers
 from plt_eval.lm_harness.tasks import Asked, Chosen, Requests
 from plt_eval.records import PROMPT_TAIL, CompletionRecord, SampleRecord
@@ -54,7 +55,7 @@ def metrics_of(chosen: Chosen, results: Mapping[str, Any], suite: str, version: 
                 _count(results["results"][part], metric, filtered),
                 about,
                 share=bool(share) and all(one is not False for one in share) and any(share),
-                own=_resampled(chosen.tasks.get(part), metric, items) if stderr is None else None,
+                own=_own_interval(chosen.tasks.get(part), metric, items, value),
             )
     return found
 
@@ -79,18 +80,17 @@ def _numbers(row: Mapping[str, Any]) -> Iterator[tuple[str, str, float, float | 
 
 
 def _metric(
-    value: float, stderr: float | None, n: int, about: str, *, share: bool, own: tuple[float, float] | None
+    value: float, stderr: float | None, n: int, about: str, *, share: bool, own: tuple[float, float, str] | None
 ) -> Metric:
-    if stderr is not None:
+    if own is not None:
+        low, high, how = own
+    elif stderr is not None:
         low, high = value - Z_95 * stderr, value + Z_95 * stderr
         if share:
             low, high = max(0.0, low), min(1.0, high)
         how = f"95% interval: value ± 1.96 standard errors of lm-eval, {stderr:.6g}" + (
             ", within 0 and 1" if share else ""
         )
-    elif own is not None:
-        low, high = own
-        how = f"95% interval: percentiles of {RESAMPLES} resamples of documents, as lm-eval gives no standard error"
     else:
         low = high = value
         how = "no interval: lm-eval gives no standard error"
@@ -108,19 +108,23 @@ def _about(results: Mapping[str, Any], part: str, metric: str, filtered: str, ve
     return f"{metric} of {kind} {part} ({', '.join(facts)}) as {version} computes it"
 
 
-def _resampled(task: Any, metric: str, items: Sequence[Any]) -> tuple[float, float] | None:
-    """Percentiles of the aggregate over documents drawn with replacement, for sums over documents that lm-eval has no
-    standard error of; None for other metrics, and for a single document."""
-    if task is None or len(items) < 2:
+def _own_interval(task: Any, metric: str, items: Sequence[Any], value: float) -> tuple[float, float, str] | None:
+    """Where lm-eval's standard error says little or is not there: of a task's share of documents Wilson's interval, as
+    the standard error of 0% is 0; of sums over documents percentiles of resamples. None for other metrics."""
+    if task is None or not items:
         return None
     aggregate: Callable[[Sequence[Any]], float] | None = task.aggregation().get(metric)
-    if getattr(aggregate, "__name__", "") not in ("weighted_perplexity", "bits_per_byte", "weighted_mean"):
+    how = getattr(aggregate, "__name__", "mean")
+    if how == "mean" and all(_is_number(item) and item in (0, 1) for item in items):
+        return (*wilson_interval(value, len(items)), "95% Wilson interval")
+    if aggregate is None or how not in ("weighted_perplexity", "bits_per_byte", "weighted_mean") or len(items) < 2:
         return None
-    assert aggregate is not None
     stream = random.Random(0)
     drawn = sorted(float(aggregate(stream.choices(items, k=len(items)))) for _ in range(RESAMPLES))
     low, high = drawn[int(0.025 * RESAMPLES)], drawn[int(0.975 * RESAMPLES) - 1]
-    return (low, high) if math.isfinite(low) and math.isfinite(high) else None
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return None
+    return low, high, f"95% interval: percentiles of {RESAMPLES} resamples of documents"
 
 
 def _count(row: Mapping[str, Any], metric: str, filtered: str) -> int:

@@ -264,8 +264,8 @@ def test_the_official_command_and_ours_agree_exactly(
             assert metric["value"] == there["results"][name][f"{metric_name},{filtered}"]
             stderr = there["results"][name][f"{metric_name}_stderr,{filtered}"]
             assert metric["stderr"] == (None if stderr == "N/A" else stderr)
-            assert metric["low"] < metric["value"] < metric["high"] or metric["stderr"] == 0.0
-            assert (metric["low"], metric["high"]) != (metric["value"], metric["value"]) or metric["stderr"] == 0.0
+            assert 0 <= metric["low"] <= metric["value"] <= metric["high"]
+            assert metric["low"] < metric["high"], "an interval even where the standard error is 0"
         assert metric["n"] == there["n-samples"][name]["effective"]
     shares = {key: metric["share"] for found in runs for key, metric in found["metrics"].items()}
     assert shares["lm-eval:own_sums.acc"] is True
@@ -432,7 +432,7 @@ def test_numbers_that_are_no_shares_are_not_shown_in_percent(run: Command, loope
     main_quietly(run.line("lm-eval:own_texts", "--model", looped, "--limit", "3"))
     out = run.capsys.readouterr().out
     assert f"{value:.4g}" in out
-    assert "%" not in out
+    assert not re.search(r"\d%", out)
 
 
 def test_texts_and_their_filters(run: Command, looped: Path) -> None:
@@ -457,7 +457,8 @@ def test_a_text_drawn_several_times(run: Command, looped: Path) -> None:
     assert second.detail["texts"] != first.detail["texts"]
 
 
-def test_groups_and_tags(run: Command, looped: Path) -> None:
+def test_groups_and_tags(run: Command, looped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("plt_eval.lm_harness.command.BOOTSTRAPS", 2000)  # perplexity's standard error takes most of it
     group, tag = run("lm-eval:own_group,own_tag", "--model", looped)
     name = "lm-eval:own_group"
     assert next(iter(group["metrics"])) == f"{name}.acc"
@@ -505,7 +506,7 @@ def test_interrupted_and_gone_on_with(run: Command, looped: Path, monkeypatch: p
 def test_killed_and_gone_on_with(run: Command, server: Server) -> None:
     """kill -9 while an endpoint is being asked: what it answered is not asked again."""
     flags = ["--engine", "openai", "--endpoint", server.url, "--api-model", "m", "--concurrency", "1"]
-    server.always = good("three", slow_s=1.0)
+    server.always = good("two", slow_s=1.0)
     line = [str(Path(sys.executable).with_name("plt-eval")), *run.line("lm-eval:own_copies", *flags)]
     working = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 300
@@ -520,7 +521,7 @@ def test_killed_and_gone_on_with(run: Command, server: Server) -> None:
     answered = len((folder / FILE_NAME).read_text().splitlines())
     assert answered >= 3
     server.asked.clear()
-    server.always = good("three")
+    server.always = good("two")
     (found,) = run("lm-eval:own_copies", *flags)
     assert len(server.asked) == 6 - answered
     assert found["metrics"]["lm-eval:own_copies.exact_match"]["value"] == pytest.approx(1 / 6)
@@ -531,7 +532,7 @@ def test_killed_and_gone_on_with(run: Command, server: Server) -> None:
 
 def test_a_chat_service_gets_turns(run: Command, server: Server) -> None:
     flags = ("--engine", "openai", "--endpoint", server.url, "--api-model", "m", "--num-fewshot", "1")
-    server.always = good("five\nand more")
+    server.always = good("six\nand more")
     (found,) = run("lm-eval:own_copies", *flags)
     assert found["metrics"]["lm-eval:own_copies.exact_match"]["value"] == pytest.approx(1 / 6)
     assert [turn["role"] for turn in server.asked[0]["messages"]] == ["user", "assistant", "user"]
@@ -632,6 +633,25 @@ def test_names_that_are_refused(run: Command, looped: Path, suite: str, message:
 )
 def test_options_that_are_refused(run: Command, looped: Path, task: str, flags: tuple[str, ...], message: str) -> None:
     assert message in run.error(f"lm-eval:{task}", "--model", looped, *flags)
+
+
+def test_without_lm_eval_or_with_another_version(run: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import metadata
+
+    real_version = metadata.version
+
+    def other(name: str) -> str:
+        return "0.4.9" if name == "lm_eval" else real_version(name)
+
+    def none(name: str) -> str:
+        if name == "lm_eval":
+            raise metadata.PackageNotFoundError(name)
+        return real_version(name)
+
+    monkeypatch.setattr(metadata, "version", other)
+    assert "needs lm-eval 0.4.13, found 0.4.9: pip install 'plt-eval[lm-eval]'" in run.error("lm-eval:gsm8k")
+    monkeypatch.setattr(metadata, "version", none)
+    assert "needs lm-eval, which is not installed: pip install 'plt-eval[lm-eval]'" in run.error("lm-eval:gsm8k")
 
 
 def test_replay_is_refused(run: Command) -> None:
