@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import subprocess
+import venv
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -51,7 +52,7 @@ installed = pytest.mark.skipif(
     not (SMALL.present or FULL.present),
     reason="no environment for BigCodeBench: plt-eval install bigcodebench-small (or bigcodebench)",
 )
-FEW = [3, 7, 10, 21, 53, 100, 126, 150, 200, 297, 355, 399, 480, 555, 640, 700, 780, 900, 1000, 1100]
+FEW = [3, 7, 10, 21, 53, 100, 126, 150, 200, 297, 355, 399, 480, 640, 700, 900, 1000, 1100]
 """Numbers of problems that the small environment can run, for the default tests."""
 
 
@@ -337,8 +338,10 @@ def test_a_broken_environment_is_an_error_and_no_verdict(
 ) -> None:
     monkeypatch.setenv("PLT_EVAL_ENVIRONMENTS", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    bare = replace(SMALL, name="bare", requirements=("pip",), options=("--no-index",), bare=())
-    bare.install(lambda _: None)
+    bare = replace(SMALL, name="bare", requirements=())
+    venv.create(bare.folder, symlinks=True)
+    (bare.folder / "plt-eval.json").write_text("{}")
+    assert bare.present
     score = BigCodeBenchScorer(bare, sandbox).score(TOY, RIGHT[0])
     assert score.values == {}
     assert "No module named 'matplotlib'" in (score.error or "")
@@ -382,22 +385,22 @@ def test_gold_wrong_and_empty_answers_as_by_the_official_check(scorer: BigCodeBe
     samples = [by_id[f"BigCodeBench/{number}"] for number in FEW]
     golds = [answer.text for sample in samples if (answer := BIGCODEBENCH.gold(sample)) is not None]
     others = [f"{s.data['complete_prompt']}\n{o.data['canonical_solution']}" for s, o in pairwise(samples)]
-    pairs = [*zip(samples, golds, strict=True), *zip(samples[:8], others[:8], strict=True), (samples[0], "")]
+    pairs = [*zip(samples, golds, strict=True), *zip(samples[:5], others[:5], strict=True), (samples[0], "")]
     ours = [score.values for score in judged(scorer, [(s, Answer(text, solution=True)) for s, text in pairs])]
     assert ours[: len(FEW)] == [{"right": True}] * len(FEW)
-    assert ours[len(FEW) :] == [{"right": False}] * 9
+    assert ours[len(FEW) :] == [{"right": False}] * 6
     assert [value == {"right": True} for value in ours] == [status == "pass" for status in official(pairs)]
 
 
-@real
 @installed
 def test_the_installed_command_judges_gold(tmp_path: Path) -> None:
-    assert DATA is not None
-    command = ["run", "--suite", "bigcodebench", "--engine", "replay", "--completions", "gold", "--data", DATA]
+    data = tmp_path / "BigCodeBench.jsonl"
+    data.write_text("".join(json.dumps({**ROW, "task_id": f"BigCodeBench/{number}"}) + "\n" for number in range(2)))
+    command = ["run", "--suite", "bigcodebench", "--engine", "replay", "--completions", "gold", "--data", str(data)]
     with pytest.raises(SystemExit) as caught:
-        main([*command, "--limit", "2", "--results", str(tmp_path)])
+        main([*command, "--results", str(tmp_path / "runs")])
     assert not caught.value.code
-    (metrics,) = tmp_path.glob("*/metrics.json")
+    (metrics,) = (tmp_path / "runs").glob("*/metrics.json")
     found: dict[str, Any] = json.loads(metrics.read_text())["metrics"]
     assert found["bigcodebench.pass@1"]["value"] == found["bigcodebench.solvable.pass@1"]["value"] == 1.0
     assert found["bigcodebench.pass@1"]["n"] == 2

@@ -190,7 +190,7 @@ def _sanitize(request: dict[str, Any], send: Callable[[Any], None]) -> None:
 
 def _run_tests(request: dict[str, Any], send: Callable[[Any], None]) -> None:
     """The official function on the candidate; its verdict goes out when it is there, before it puts things away."""
-    official = importlib.import_module("bigcodebench.eval")
+    official: Any = importlib.import_module("bigcodebench.eval")
     official.time_limit = _time_limit
     watch = _watched(official)
     secret = request.pop("secret")
