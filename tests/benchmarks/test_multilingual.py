@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -695,3 +696,30 @@ def test_many_languages_are_rows_of_the_table() -> None:
     assert any("js.pass@1" in line and "100.0% [20.7, 100.0] n=1" in line for line in lines)
     assert any("multilingual m r2" in line for line in lines)
     assert "n=19, 1/20 missing" in shown.get()
+
+
+@real
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_humanevals_own_answers_are_right_in_python(scorer: MultilingualScorer) -> None:
+    """The one language whose solutions the data's origin has; as a base model and as a chat model would give them."""
+    lines = (FOLDER / "humaneval-python.jsonl").read_text().splitlines()
+    gold = {f"_{row['task_id'].partition('/')[2]}_": row for row in map(json.loads, lines)}
+
+    def wrong(sample: Sample) -> list[tuple[str, str]]:
+        number = re.search(r"_\d+_", sample.id)
+        assert number is not None
+        row = gold[number[0]]
+        base = Answer(row["canonical_solution"])
+        chat = Answer(f"Sure:\n```python\n{row['prompt']}{row['canonical_solution']}```\n", chat=True)
+        answers = {"base": base, "chat": chat}
+        return [(sample.id, how) for how in answers if not scorer.score(sample, answers[how]).values["right"]]
+
+    with ThreadPoolExecutor(2) as pool:
+        failed = [miss for found in pool.map(wrong, problems_of("py").values()) for miss in found]
+    assert failed == [
+        ("py/HumanEval_10_make_palindrome", "base"),  # HumanEval's prompt has a helper, MultiPL-E's has not
+        ("py/HumanEval_115_max_fill", "base"),  # the same, of an import
+        ("py/HumanEval_151_double_the_difference", "base"),  # MultiPL-E's tests have floats where HumanEval's have not
+        ("py/HumanEval_151_double_the_difference", "chat"),
+    ]
