@@ -134,11 +134,13 @@ def _chosen(column: Column, chosen: SuiteOptions | None) -> SuiteOptions | None:
 
 
 def _data(column: Column, folder: Path | None) -> Path | None:
-    """The column's own folder in `folder` or in a folder of that, else `folder` itself."""
+    """The column's own folder in `folder` or in a folder of that, else `folder` itself, or none where the official
+    package carries the data."""
     if folder is None:
         return None
     places = [folder, *sorted(path for path in folder.iterdir() if path.is_dir())]
-    return next((place / name for place in places for name in column.folders if (place / name).is_dir()), folder)
+    otherwise = None if column.own_data else folder
+    return next((place / name for place in places for name in column.folders if (place / name).is_dir()), otherwise)
 
 
 # --- the row ------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ class Column:
     """`name` is that of results/reference/table2.csv; `suite` what --suite takes for it, and `metric` the run's metric
     that stands in it. `folders` is what a sub-folder with its data may be called. `takes` names the suite options (see
     plt_benchmarks.options) that have an effect on it, `agent` those of agents (see plt_eval.swe.command) where an agent
-    solves it, and `plumbing` the options of how requests are sent that have none there."""
+    solves it, and `plumbing` the options of how requests are sent that have none there.
+    `own_data` says that the official package carries the data: a folder without any is no reason not to run."""
 
     name: str
     suite: str
@@ -23,6 +24,7 @@ class Column:
     takes: tuple[str, ...] = ()
     agent: tuple[str, ...] = ()
     plumbing: tuple[str, ...] = ()
+    own_data: bool = False
 
 
 SWE_OPTIONS = (
@@ -73,6 +75,6 @@ COLUMNS = (
         plumbing=SENDING,
     ),
     Column("mind2web", "mind2web", "mind2web.step_success", ("mind2web",)),
-    Column("bfcl_v3", "tools", "tools.overall", ("bfcl",), ("tool_calls",)),
+    Column("bfcl_v3", "tools", "tools.overall", ("bfcl",), ("tool_calls",), own_data=True),
 )
 """In the paper's order; its average is over all ten."""
