@@ -7,21 +7,27 @@ import os
 import random
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from zipfile import ZipFile
 
 import pytest
 
 from plt_benchmarks.options import SuiteOptions
 from plt_benchmarks.protocols import Answer, Prompt, Sample, Sandbox, SandboxJob, SandboxOutcome, Score, SuiteError
 from plt_benchmarks.registry import get_suite
-from plt_benchmarks.tools.package import ENVIRONMENT, in_environment
+from plt_benchmarks.tools.package import ENVIRONMENT, archive, in_environment
 from plt_benchmarks.tools.scorer import Judge, ToolsScorer
 from plt_benchmarks.tools.suite import CATEGORIES, GOLD_MISSES, LIVE, MULTI_TURN, NON_LIVE, ToolsSuite
+from plt_eval.cli.paper import _data
 from plt_eval.engines.base import Completion, GenerationRequest, Loglikelihood, LoglikelihoodRequest
 from plt_eval.errors import UserError
+from plt_eval.report.columns import COLUMNS
 from plt_eval.sandbox import open_sandbox
 from plt_eval.tools_agent.calls import calls_of
 from plt_eval.tools_agent.engine import TOO_LONG, ToolsEngine
@@ -371,7 +377,9 @@ def test_calls_cannot_read_the_gold_answers(sandbox: Sandbox, problems: Callable
 
     assert "forty-two" in gave("'forty-' + 'two'")  # it is evaluated
     assert "nothing there" in gave(f"__import__('os').path.exists({str(ENVIRONMENT.folder)!r}) or 'nothing there'")
-    assert "True" not in gave("any('possible_answer' in name for name in __import__('sys').modules)")
+    with ZipFile(BytesIO(archive())) as code:
+        assert {Path(name).suffix for name in code.namelist()} == {".py", ".pyc"}
+        assert {Path(name).parts[0] for name in code.namelist()} == {"bfcl_eval", "inside", "mpmath"}
 
 
 @official
@@ -700,6 +708,61 @@ def test_from_a_run_to_result_files(tmp_path: Path) -> None:
     partial = command("export", cut.name, "--format", "bfcl", "--out", "cut", "--partial", folder=tmp_path)
     assert partial.returncode == 0
     assert [path.name for path in tmp_path.glob("cut/result/*/*")] == ["BFCL_v3_javascript_result.json"]
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    """Calls `pwd` once a turn, then says that it is done. `asked` are the requests."""
+
+    asked: ClassVar[list[dict[str, Any]]] = []
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append(body)
+        message: dict[str, Any] = {"role": "assistant", "content": "Done."}
+        if body["messages"][-1]["role"] == "user":
+            function = {"name": "pwd", "arguments": "{}"}
+            message = {"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": function}]}
+        answer = json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
+
+
+@official
+def test_an_endpoint_is_given_tools_and_their_results(tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Endpoint)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        place = ("--endpoint", f"http://127.0.0.1:{server.server_port}/v1", "--api-model", "m", "--engine", "openai")
+        run = ("run", "--suite", "tools:multi_turn_base", "--tool-calls", "native", "--limit", "1", "--json", *place)
+        done = command(*run, folder=tmp_path)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0]["metrics"]["tools.multi_turn_base"]["value"] == 0
+    assert len(Endpoint.asked) == 8
+    last = Endpoint.asked[-1]
+    assert "pwd" in [tool["function"]["name"] for tool in last["tools"]]
+    assert [turn["role"] for turn in last["messages"]] == ["user", "assistant", "tool", "assistant"] * 3 + [
+        "user",
+        "assistant",
+        "tool",
+    ]
+    assert "workspace" in last["messages"][2]["content"]
+    assert last["messages"][2]["tool_call_id"] == last["messages"][1]["tool_calls"][0]["id"]
+
+
+def test_the_paper_needs_no_folder_for_data_that_the_package_carries(tmp_path: Path) -> None:
+    (column,) = [column for column in COLUMNS if column.name == "bfcl_v3"]
+    assert _data(column, tmp_path) is None
+    (tmp_path / "bfcl").mkdir()
+    assert _data(column, tmp_path) == tmp_path / "bfcl"
+    assert column.metric == "tools.overall"
 
 
 @official

@@ -37,7 +37,7 @@ ENVIRONMENT = Environment(
 )
 """What judging and prompting import of the package's sixty requirements, at the versions that it asks for."""
 
-LIMITS = SandboxLimits(wall_s=60, cpu_s=30, memory=2 << 30, processes=8, output_bytes=64 << 20)
+LIMITS = SandboxLimits(wall_s=240, cpu_s=30, memory=2 << 30, processes=8, output_bytes=64 << 20)
 ARCHIVE = "bfcl.zip"
 _IN_SANDBOX = f"""
 import os, sys
