@@ -112,6 +112,23 @@ def test_other_requirements_are_another_environment(tiny: Environment) -> None:
     assert Environment("tiny", "x", ("other",)).folder != tiny.folder
 
 
+def test_what_it_can_do_without_is_told(tiny: Environment, package: Path) -> None:
+    extras = (("a thing", ("-c", "raise SystemExit('no thing here')")), ("nothing", ("-c", "import tiny_thing")))
+    added = Environment("tiny", "suite tiny", ("pip",), tiny.options, bare=(str(package),), extras=extras)
+    said: list[str] = []
+    added.install(said.append)
+    assert added.present
+    assert added.folder != tiny.folder
+    (missing,) = [line for line in said if line.startswith("without")]
+    assert missing.startswith("without a thing (")
+    assert missing.endswith("no thing here)")
+
+
+def test_one_for_another_python_says_which() -> None:
+    with pytest.raises(SuiteError, match=r"environment old is for Python 3\.2, found 3\.\d+: install"):
+        Environment("old", "suite old", (), python_version="3.2").install(lambda _: None)
+
+
 def test_what_pip_refuses_is_one_line(tiny: Environment) -> None:
     broken = Environment("tiny", "suite tiny", ("no-such-thing-anywhere",), ("--no-index",))
     with pytest.raises(SuiteError, match=r"pip install .*exit code 1: .*no-such-thing-anywhere"):
