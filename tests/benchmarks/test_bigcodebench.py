@@ -325,6 +325,14 @@ def test_hostile_answers_do_not_pass(scorer: BigCodeBenchScorer) -> None:
 
 
 @installed
+def test_what_equals_everything_passes_here_and_there(scorer: BigCodeBenchScorer) -> None:
+    """The tests compare in the answer's own process: no scorer that runs them as they are can tell."""
+    text = "class Equal(int):\n    __eq__ = lambda *_: True\ndef task_func(x):\n    return Equal(0)\n"
+    assert judged(scorer, [(TOY, Answer(text, solution=True))])[0].values == {"right": True}
+    assert official([(TOY, text)]) == ["pass"]
+
+
+@installed
 def test_an_answer_that_does_not_end(sandbox: Sandbox) -> None:
     scorer = BigCodeBenchScorer(environment(), sandbox, timeout_s=3)
     (score,) = judged(scorer, [(TOY, Answer("    while True:\n        pass\n"))])
