@@ -35,7 +35,7 @@ ENVIRONMENT = Environment(
     ),
     options=("--no-deps",),
 )
-"""What judging and prompting import of the package's sixty requirements, at the versions that it asks for."""
+"""What judging and prompting import of the package's many requirements, at the versions that it asks for."""
 
 LIMITS = SandboxLimits(wall_s=240, cpu_s=30, memory=2 << 30, processes=8, output_bytes=64 << 20)
 ARCHIVE = "bfcl.zip"

@@ -99,7 +99,7 @@ class ToolsSuite:
     release: Release = RELEASE
     extra: str | None = None
     runs_code: bool = True
-    cost: str = "5 min on 2 cores"
+    cost: str = "4 min on 2 cores"
     name: str = field(init=False)
     version: str = field(init=False)
     summary: str = field(init=False)

@@ -1,6 +1,6 @@
 """The official package, opened with what judging and prompting need of it.
 
-Importing `bfcl_eval` as it is asks for sixty packages: clients of every model vendor. None of them takes part in
+Importing `bfcl_eval` as it is asks for dozens of packages: clients of every model vendor. None of them takes part in
 building a prompt or in judging, so empty modules stand in for them; what does the work is the official code, unchanged.
 """
 
