@@ -124,11 +124,6 @@ def test_what_it_can_do_without_is_told(tiny: Environment, package: Path) -> Non
     assert missing.endswith("no thing here)")
 
 
-def test_one_for_another_python_says_which() -> None:
-    with pytest.raises(SuiteError, match=r"environment old is for Python 3\.2, found 3\.\d+: install"):
-        Environment("old", "suite old", (), python_version="3.2").install(lambda _: None)
-
-
 def test_what_pip_refuses_is_one_line(tiny: Environment) -> None:
     broken = Environment("tiny", "suite tiny", ("no-such-thing-anywhere",), ("--no-index",))
     with pytest.raises(SuiteError, match=r"pip install .*exit code 1: .*no-such-thing-anywhere"):
