@@ -20,7 +20,8 @@ import yaml
 from plt_benchmarks.multilingual.judge import FORGED, MultilingualScorer, job, run, verdict_on, version
 from plt_benchmarks.multilingual.languages import LANGUAGES, PATH, Language, language
 from plt_benchmarks.multilingual.programs import code_block, header, program, text_of, with_impossible_test
-from plt_benchmarks.multilingual.suite import MultilingualSuite, chosen_languages
+from plt_benchmarks.multilingual.rows import Hub
+from plt_benchmarks.multilingual.suite import REVISION, MultilingualSuite, chosen_languages
 from plt_benchmarks.options import SuiteOptions
 from plt_benchmarks.protocols import (
     Answer,
@@ -257,34 +258,65 @@ def test_a_problem_twice_a_folder_without_and_no_folder(tmp_path: Path) -> None:
         suite.load(tmp_path)
 
 
-def test_without_a_network_the_official_data_is_a_line_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    asked: dict[str, Any] = {}
-
-    def refuse(repo: str, **options: Any) -> str:
-        asked.update(options, repo=repo)
-        raise LocalEntryNotFoundError("no network")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    with pytest.raises(SuiteError, match=r"cannot fetch .*MultiPL-E at 8a4cb75: no network; pass --data PATH"):
-        MultilingualSuite("mbpp", (language("js"),)).load(None)
-    assert (asked["repo"], asked["allow_patterns"]) == ("nuprl/MultiPL-E", ["mbpp-js/*.parquet"])
-    assert len(asked["revision"]) == 40
-
-
-def test_the_official_files_are_read_by_language(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """A cache of our own, and a hub that lists what it is asked for and has one language more each time."""
     import pyarrow
+    from huggingface_hub import HfApi
     from pyarrow import parquet
 
-    for key in ("py", "sh"):
-        folder = tmp_path / f"humaneval-{key}"
-        folder.mkdir()
-        parquet.write_table(pyarrow.Table.from_pylist([row(key)]), folder / "test-00000-of-00001.parquet")
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
-    data = MultilingualSuite("humaneval", (language("sh"),)).load(None)
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+
+    def download(repo: str, **options: Any) -> str:
+        asked.append({**options, "repo": repo})
+        folder = Hub("nuprl/MultiPL-E", REVISION, "humaneval").kept
+        for key in [name.split("-")[1].partition("/")[0] for name in options["allow_patterns"]]:
+            (folder / f"humaneval-{key}").mkdir(parents=True, exist_ok=True)
+            table = pyarrow.Table.from_pylist([row(key)])
+            parquet.write_table(table, folder / f"humaneval-{key}" / "test-00000-of-00001.parquet")
+        return str(folder)
+
+    monkeypatch.setattr(HfApi, "dataset_info", lambda *_, **__: None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    return asked
+
+
+def test_the_official_files_are_fetched_once_by_language(hub: list[dict[str, Any]]) -> None:
+    for chosen in (["sh"], ["sh"], ["sh", "js"], ["js"]):
+        suite = MultilingualSuite("humaneval", tuple(map(language, chosen)))
+        data = suite.load(None)
+        assert [sample.id for sample in data.samples] == [f"{key}/HumanEval_0_twice" for key in chosen]
+        assert data.revision == "nuprl/MultiPL-E@8a4cb75"
+        assert suite.release.present
+    assert [call["allow_patterns"] for call in hub] == [
+        ["humaneval-sh/*.parquet"], ["humaneval-sh/*.parquet", "humaneval-js/*.parquet"],
+    ]  # fmt: skip
+    assert {(call["repo"], call["revision"]) for call in hub} == {("nuprl/MultiPL-E", REVISION)}
+
+
+def test_the_official_data_has_no_python(hub: list[dict[str, Any]]) -> None:
+    data = MultilingualSuite("humaneval", (language("py"), language("sh"))).load(None)
     assert [sample.id for sample in data.samples] == ["sh/HumanEval_0_twice"]
-    assert data.revision == "nuprl/MultiPL-E@8a4cb75"
+    assert [note.partition(" in it: ")[2] for note in data.notes] == ["Python (py)"]
+    assert hub[0]["allow_patterns"] == ["humaneval-sh/*.parquet"]
+
+
+def test_without_a_network_a_line_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import HfApi
+
+    class OfSomeLibrary(Exception):
+        """The hub's releases use different ones."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OfSomeLibrary("no network")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(HfApi, "dataset_info", refuse)
+    suite = MultilingualSuite("mbpp", (language("js"),))
+    assert not suite.release.present
+    with pytest.raises(SuiteError, match=r"cannot fetch .*MultiPL-E at 8a4cb75: no network; pass --data PATH"):
+        suite.load(None)
 
 
 # --- prompts and programs ---------------------------------------------------------------------------------
