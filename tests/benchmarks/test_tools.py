@@ -456,6 +456,18 @@ def test_odd_texts_are_wrong(text: str, sandbox: Sandbox, problems: Callable[[st
 
 
 @official
+@pytest.mark.parametrize("depth", [300, 900, 960, 980, 990, 5000])
+def test_deep_answers_are_wrong(depth: int, sandbox: Sandbox, problems: Callable[[str], dict[str, Sample]]) -> None:
+    judge = ToolsScorer("native", sandbox)
+    try:
+        for name in ("simple_0", "multi_turn_base_0"):
+            score = judge.score(problems("native")[name], Answer("[" * depth + "]" * depth))
+            assert (score.error, score.values) == (None, {"right": False})
+    finally:
+        judge.close()
+
+
+@official
 def test_a_judge_that_was_killed_is_no_verdict(sandbox: Sandbox, problems: Callable[[str], dict[str, Sample]]) -> None:
     judge, sample = ToolsScorer("prompt", sandbox), problems("prompt")["simple_0"]
     try:

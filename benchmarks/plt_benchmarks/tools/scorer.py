@@ -76,6 +76,8 @@ class ToolsScorer:
             return self._score(sample, answer)
         except BrokenJudge as error:
             return Score(error=str(error))
+        except RecursionError:
+            return _wrong(answer.text, "the answer is nested too deeply")
 
     def close(self) -> None:
         """End the processes."""

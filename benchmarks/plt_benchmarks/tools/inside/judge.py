@@ -44,7 +44,7 @@ def _forked(line: str) -> bytes:
         os.close(reading)
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
         with os.fdopen(writing, "w") as pipe:
-            pipe.write(json.dumps(_judged(json.loads(line))))
+            pipe.write(json.dumps(_judged(line)))
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe_end:
@@ -58,9 +58,10 @@ def _forked(line: str) -> bytes:
     return json.dumps({"broken": f"the official checker ended with exit code {code}"}).encode()
 
 
-def _judged(request: dict[str, Any]) -> dict[str, Any]:
+def _judged(line: str) -> dict[str, Any]:
     kinds = {"single": _single, "conversation": _conversation, "table": _table}
     try:
+        request = json.loads(line)
         return kinds[request["kind"]](request)
     except WouldEvaluate:
         return {"evaluates": True}
