@@ -62,7 +62,7 @@ class LmEvalSuite:
     def needs(self) -> Sequence[Need]:
         """The tasks' data: from the hub, unless that is switched off."""
         offline = any(_is_set(name) for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"))
-        return (Need("Hugging Face hub", not offline, "HF_HUB_OFFLINE or HF_DATASETS_OFFLINE is set"),)
+        return (Need("Hugging Face hub", not offline, "unset HF_HUB_OFFLINE HF_DATASETS_OFFLINE"),)
 
     def load(self, source: Path | None) -> SuiteData:  # noqa: ARG002
         raise self._lm_eval_does_that()
