@@ -779,6 +779,7 @@ def test_assertions(text: str, tmp_path: Path, sandbox: Sandbox) -> None:
     assert (score.values, score.error) == ({"right": TESTED_ANSWERS[text]}, None)
 
 
+@pytest.mark.filterwarnings("ignore::SyntaxWarning", "ignore::DeprecationWarning")
 @hypothesis.given(st.text(st.sampled_from("assert =()[]'\"#\n`python12,x\\\0\ud800"), max_size=80))
 @hypothesis.settings(max_examples=300, deadline=None)
 def test_any_text_can_be_read(text: str) -> None:

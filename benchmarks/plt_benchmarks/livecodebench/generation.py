@@ -69,7 +69,7 @@ class LcbGenerationSuite:
     name: str = "lcb-generation"
     extra: str | None = None
     runs_code: bool = True
-    cost: str = "4 min on 2 cores for the public tests of release_v1; hidden tests take longer"
+    cost: str = "2 min on 2 cores for the public tests of release_v1; hidden tests take longer"
     problems: int = field(init=False)
     version: str = field(init=False)
     summary: str = field(init=False)
