@@ -84,7 +84,7 @@ class BigCodeBenchSuite:
         self.name = "bigcodebench" + ("-hard" if hard else "") + ("-instruct" if self.split == "instruct" else "")
         self.release = None if hard else RELEASE
         self.problems = 148 if hard else 1140
-        self.cost = "5 min on 2 cores" if hard else "30 min on 2 cores"
+        self.cost = "5 min on 2 cores" if hard else "20 min on 2 cores"
         place = self.where.folder.name + ("+nltk" if has_nltk_data(self.where) else "")
         self.version = f"BigCodeBench-{VERSION}+bigcodebench-{BIGCODEBENCH_VERSION}+{place}+judge-{JUDGE_VERSION}"
         how = "from its docstring" if self.split == "complete" else "from instructions"
