@@ -86,11 +86,11 @@ def _metric(
         low, high, how = own
     elif stderr is not None:
         low, high = value - Z_95 * stderr, value + Z_95 * stderr
+        how = f"95% interval: value ± 1.96 standard errors of lm-eval, {stderr:.6g}"
         if share:
-            low, high = max(0.0, low), min(1.0, high)
-        how = f"95% interval: value ± 1.96 standard errors of lm-eval, {stderr:.6g}" + (
-            ", within 0 and 1" if share else ""
-        )
+            low, high, how = max(0.0, low), min(1.0, high), f"{how}, within 0 and 1"
+        elif value >= 0 and about.startswith("perplexity"):
+            low, how = max(0.0, low), f"{how}, above 0"
     else:
         low = high = value
         how = "no interval: lm-eval gives no standard error"
