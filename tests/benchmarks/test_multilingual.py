@@ -52,7 +52,7 @@ def row(key: str, **other: Any) -> dict[str, Any]:
     return {"name": "HumanEval_0_twice", "language": key, "stop_tokens": ["\n}"], **PROBLEMS[key], **other}
 
 
-PROBLEMS = {
+PROBLEMS: dict[str, dict[str, Any]] = {
     "py": {
         "prompt": 'def twice(x: int) -> int:\n    """ Twice x. """\n',
         "tests": "def check(candidate):\n    assert candidate(1) == 2\n    assert candidate(4) == 8\n\n"
@@ -421,10 +421,18 @@ def test_verdicts_are_the_official_ones(key: str, outcome: SandboxOutcome, statu
     assert verdict_on(language(key), outcome).status == status
 
 
-@pytest.mark.parametrize("said", ["broken the sandbox has no g++\n", ""])
-def test_a_driver_that_cannot_work_is_no_verdict(said: str) -> None:
-    with pytest.raises(SandboxError, match=r"^C\+\+: (the sandbox has no g\+\+|the driver ended early)"):
-        verdict_on(language("cpp"), ended(said, code=3))
+def test_a_driver_that_cannot_work_is_no_verdict() -> None:
+    with pytest.raises(SandboxError, match=r"^C\+\+: the sandbox has no g\+\+"):
+        verdict_on(language("cpp"), ended("broken the sandbox has no g++\n", code=3))
+
+    class Broken:
+        name = "broken"
+
+        def run(self, _: SandboxJob) -> SandboxOutcome:
+            return ended("", "MemoryError", code=1)
+
+    score = judged(MultilingualScorer(Broken(), ()), row("cpp"), Answer("return 2 * x;"))
+    assert (score.values, score.error) == ({}, "C++: the driver ended early: MemoryError")
 
 
 def test_a_sandbox_without_the_toolchain_is_refused_before_anything_is_judged(sandbox: Sandbox) -> None:

@@ -34,6 +34,10 @@ _SLOW = 4
 _STARTING_S = 10
 
 
+class DriverEnded(RuntimeError):
+    """Our own driver ended before the program began, so there is no verdict on it."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """How a program ended, and the last that it said."""
@@ -51,7 +55,15 @@ class MultilingualScorer:
 
     def score(self, sample: Sample, answer: Answer) -> Score:
         """Value "right". The detail says how the program ended, and with what toolchain."""
-        problem = problem_of(sample)
+        try:
+            return self._score(problem_of(sample), answer)
+        except DriverEnded as error:
+            return Score(error=str(error))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _score(self, problem: Problem, answer: Answer) -> Score:
         if len(answer.text) > MOST_CHARACTERS:
             return Score({"right": False}, detail={"why": f"the answer has {len(answer.text)} characters"})
         solution, tests = program(problem.language, problem.row, answer)
@@ -66,9 +78,6 @@ class MultilingualScorer:
             detail["why"] = verdict.why
         return Score({"right": right}, judged=text, detail=detail)
 
-    def close(self) -> None:
-        """Nothing is held."""
-
     def _version(self, problem: Problem) -> str:
         return self._versions.get(problem.language.key, "")
 
@@ -78,7 +87,7 @@ class MultilingualScorer:
 
 
 def run(sandbox: Sandbox, language: Language, text: str) -> Verdict:
-    """Compile and run a program. Raises SandboxError when the sandbox cannot."""
+    """Compile and run a program. Raises SandboxError when the sandbox cannot, and DriverEnded."""
     return verdict_on(language, sandbox.run(job(language, text)))
 
 
@@ -132,14 +141,14 @@ def version(sandbox: Sandbox, language: Language) -> str:
 
 def verdict_on(language: Language, outcome: SandboxOutcome) -> Verdict:
     """The official verdict. What the driver says comes before anything that the program can say. Raises SandboxError
-    when the driver could not do its work."""
+    when there is no toolchain after all, and DriverEnded."""
     word, _, printed = outcome.stdout.decode(errors="replace").partition("\n")
     said = outcome.stderr.decode(errors="replace")
     if word.startswith("broken "):
         raise SandboxError(f"{language.title}: {word.removeprefix('broken ')}")
     if word != "ready":
         if outcome.status == "exited" and not word:
-            raise SandboxError(f"{language.title}: the driver ended early: {_last_words(outcome)}")
+            raise DriverEnded(f"{language.title}: the driver ended early: {_last_words(outcome)}")
         return Verdict("SyntaxError", _last_words(outcome))
     if outcome.status in ("wall_limit", "cpu_limit") or outcome.exit_code == -signal.SIGXCPU:
         return Verdict("Timeout", f"it took more than {language.run_s} s")
