@@ -37,7 +37,7 @@ class PLTConfig(PreTrainedConfig):
     """
 
     model_type: ClassVar[str] = "iquestpltcoder"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]
     default_theta: ClassVar[float] = 500000.0
     base_model_tp_plan: ClassVar[dict[str, str]] = {
         "layers.*.mlp.gate_proj": "colwise",

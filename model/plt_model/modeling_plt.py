@@ -38,6 +38,9 @@ from .attention_plt import BACKENDS, attend_all, causal_attention, gated_attenti
 from .cache_plt import PLTCache, PLTCacheLayer
 from .configuration_plt import PLTConfig
 
+CACHE_NAME = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+"""What transformers calls a cache in generate() and in outputs: the former from 5.24 on. The models take both."""
+
 
 class PLTRMSNorm(nn.Module):
     """x * rsqrt(mean(x^2) + eps) * w over the last axis, in at least float32 and never in less than x's own type."""
@@ -231,7 +234,7 @@ class PLTPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["PLTDecoderLayer"]
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values", "cache"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -316,9 +319,10 @@ class PLTModel(PLTPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_loop_states: bool = False,
+        cache: PLTCache | None = None,
         **kwargs: Any,
     ) -> PLTModelOutput:
-        """Read S tokens, after whatever `past_key_values` has read.
+        """Read S tokens, after whatever `past_key_values` (newer name: `cache`) has read.
 
         attention_mask [B, past + S]: 0 at padding, which may stand on the left (or, without a cache, anywhere the loss
         ignores). Raises ValueError for inputs that contradict one another.
@@ -327,6 +331,7 @@ class PLTModel(PLTPreTrainedModel):
             raise ValueError("give either input_ids or inputs_embeds, not both and not neither")
         if kwargs.get("output_attentions"):
             raise ValueError("a PLT has two attention distributions per later pass: output_attentions is not offered")
+        past_key_values = _one_of(past_key_values, cache)
         embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if self.gradient_checkpointing and self.training:
             if past_key_values is not None:
@@ -345,7 +350,7 @@ class PLTModel(PLTPreTrainedModel):
             self._trips(embeds, rope, mask, past, cache, trace)
         return PLTModelOutput(
             last_hidden_state=trace.last,
-            past_key_values=cache,
+            **{CACHE_NAME: cache},
             loop_states=tuple(trace.raw) if output_loop_states else None,
             loop_normed=tuple(self.norm(x) for x in trace.raw) if output_loop_states else None,
             loop_gates=tuple(trace.gates) if output_loop_states else None,
@@ -522,6 +527,7 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         output_loop_states: bool = False,
+        cache: PLTCache | None = None,
         **kwargs: Any,
     ) -> PLTCausalLMOutput:
         """Logits of the last pass (only the last `logits_to_keep` tokens', if set), and the loss if labels are."""
@@ -529,7 +535,7 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            past_key_values=_one_of(past_key_values, cache),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_loop_states=output_loop_states,
@@ -544,7 +550,7 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
         return PLTCausalLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=out.past_key_values,
+            **{CACHE_NAME: getattr(out, CACHE_NAME)},
             hidden_states=out.hidden_states,
             loop_states=out.loop_states,
             loop_normed=out.loop_normed,
@@ -560,8 +566,8 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
         kind = generation_config.cache_implementation
         if kind not in (None, "dynamic"):
             raise ValueError(f"cache_implementation is {kind!r}: a PLT keeps its own PLTCache; leave it unset")
-        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = PLTCache(self.config)
+        if model_kwargs.get(CACHE_NAME) is None and generation_config.use_cache is not False:
+            model_kwargs[CACHE_NAME] = PLTCache(self.config)
 
     @property
     def init_continuous_batching(self) -> NoReturn:
@@ -609,6 +615,13 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
                 stacklevel=2,
             )
         return (model, info) if wants_info else model
+
+
+def _one_of(older: PLTCache | None, newer: PLTCache | None) -> PLTCache | None:
+    """The cache under either of its names."""
+    if older is not None and newer is not None:
+        raise ValueError("give the cache as past_key_values or as cache, not as both")
+    return newer if older is None else older
 
 
 def _override(config: PLTConfig, loops: int | None, loop_mode: str | None) -> None:
