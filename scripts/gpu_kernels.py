@@ -60,8 +60,8 @@ def gate_of(window: int, *, tiny: bool, device: str, dtype: torch.dtype) -> dict
     tensors = inputs(48 if tiny else 1000, tiny=tiny, device=device, dtype=dtype)
     found, expected = (run(*tensors, window=window) for run in (gswa, naive.gswa))
     weight = torch.randn_like(expected)
-    pairs = {"output": (found, expected)}
     grads = [torch.autograd.grad(y, tensors, weight) for y in (found, expected)]
+    pairs = {"output": (found.detach(), expected.detach())}
     pairs |= {f"gradient of {name}": pair for name, *pair in zip(NAMES, *grads, strict=True)}
     return {name: float((a.double() - b.double()).norm() / b.double().norm()) for name, (a, b) in pairs.items()}
 

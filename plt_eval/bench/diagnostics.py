@@ -62,7 +62,7 @@ def _configuration(outcome: Outcome, setup: Setup, where: dict[str, int], *, eac
     model = family.model(where["loops"]).eval()
     ids = prompt(where["context"], family.config.vocab_size, seed=setup.seed).to(family.device)
     jobs = [Job(name, work) for name, work in _works(model, ids, each=each).items()]
-    timed = run_configuration(outcome, setup, where, jobs, lambda: [gate()])
+    timed = run_configuration(outcome, setup, where, jobs, lambda: [gate(family.device)])
     if timed is None:
         return
     for job in jobs:
@@ -95,10 +95,12 @@ def paper_family(layers: int, device: torch.device, seed: int) -> Family:
     return Family(f"{layers} layers of the paper's attention shape, one set of weights", model)
 
 
-def gate() -> Gate:
-    """The largest difference between streamed entropy and KL and those of whole maps, in nats, in float32."""
-    adapter = PLTAdapter(_small())
-    ids, mask = prompt(200, SMALL["vocab_size"], seed=5), torch.ones(1, 200, dtype=torch.bool)
+def gate(device: torch.device) -> Gate:
+    """The largest difference between streamed entropy and KL and those of whole maps, in nats, in float32; the former
+    on `device`, the latter from its queries and keys on the CPU."""
+    adapter = PLTAdapter(_small().to(device))
+    ids = prompt(200, SMALL["vocab_size"], seed=5).to(device)
+    mask = torch.ones_like(ids, dtype=torch.bool)
     rows = measure(adapter, ids, mask, [0], ["attention_entropy", "attention_kl"]).rows.to_pandas()
     rows = rows[rows.layer.notna() & (rows.variant == "mixed")]
     gaps = []
@@ -136,11 +138,11 @@ def _whole(branches: Any) -> Tensor:
     """One loop's attention [B, H, S, S], all of it."""
     whole = torch.zeros(())
     for branch in branches:
-        q, k = branch.q_BHSK.double(), branch.k_BGSK.double()
+        q, k = branch.q_BHSK.cpu().double(), branch.k_BGSK.cpu().double()
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         seen = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool).tril()
         if branch.window is not None:
             seen = seen.triu(-branch.window)
         part = (q @ k.transpose(-1, -2) * branch.scale).masked_fill(~seen, float("-inf")).softmax(-1)
-        whole = whole + (part if branch.weight_BHS is None else part * branch.weight_BHS.double()[..., None])
+        whole = whole + (part if branch.weight_BHS is None else part * branch.weight_BHS.cpu().double()[..., None])
     return whole

@@ -10,14 +10,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from plt_cases import needs_compiler, quick
+from plt_cases import EXACT, needs_compiler, quick
 from test_decode_step import texts
 from torch import Tensor, nn
 
 from plt_model.decode import compiled
+from plt_model.decode.baselines import LoopedTransformer, SequentialTrips
 from plt_model.decode.cache import StaticCache
-from plt_model.decode.compiled import FastStep, fast_step, reach_bucket
-from plt_model.decode.step import DecodeStep
+from plt_model.decode.compiled import FastStep, fast_step, layers_compiled, reach_bucket
+from plt_model.decode.step import DecodeStep, run_layer
 from plt_model.kernels import KernelUnavailable
 
 CLOSE = 5e-5
@@ -185,6 +186,22 @@ def test_a_text_that_crosses_buckets() -> None:
         expected, found = plain(one, torch.tensor([i]), 1024), fast(other, torch.tensor([i]), reach)
         torch.testing.assert_close(found, expected, rtol=0, atol=CLOSE)
     assert [key[1] for key in fast.compiled] == [256, 384]
+
+
+@pytest.mark.parametrize("kind", [DecodeStep, SequentialTrips, pytest.param(LoopedTransformer, marks=pytest.mark.slow)])
+@needs_compiler
+def test_a_layer_compiled_for_all_layers(kind: type[nn.Module]) -> None:
+    """What a GPU's graphs record: the weights of each layer and the pass are told apart, no other is taken for them."""
+    inner = step_of(torch.float64, plt_num_loops=3, num_hidden_layers=3)
+    step = inner if kind is DecodeStep else kind(inner)
+    fast = layers_compiled(step)
+    looped = isinstance(step, LoopedTransformer)
+    one, other = (step.cache(slots=3, capacity=CAPACITY) if looped else filled(inner) for _ in range(2))
+    for i in range(4):
+        tokens = torch.tensor([5 + i, 9 - i, 1])
+        expected, found = step(one, tokens, CAPACITY), fast(other, tokens, CAPACITY)
+        torch.testing.assert_close(found, expected, rtol=0, atol=EXACT)
+    assert inner.run_layer is run_layer
 
 
 @pytest.mark.gpu  # CUDA graphs need a device

@@ -117,5 +117,5 @@ def _trip(step: DecodeStep, cache: StaticCache, x_N1D: Tensor, positions: Tensor
     places = step.places(cache, positions, reach)
     for i, layer in enumerate(step.layers):
         held = (cache.keys[i], cache.values[i], cache.ring_keys[i], cache.ring_values[i])
-        x_N1D = layer(x_N1D, cos, sin, held, places, loop)
+        x_N1D = step.run_layer(layer, x_N1D, cos, sin, held, places, loop)
     return x_N1D

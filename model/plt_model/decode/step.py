@@ -28,6 +28,9 @@ FEWEST_ROWS = 4
 for 1 and 2 rows than for 4 (39M parameters, bfloat16, two threads: 4.7, 4.5 and 3.7 ms a step): one loop alone would
 look slower than it need be, and loops cheaper."""
 
+FEW_GATES = 8
+"""Rows of a gate that a compiled step on a GPU works out without a matrix product."""
+
 GROWING_ROPE = ("dynamic", "longrope")
 """Kinds of RoPE whose frequencies change as a text grows."""
 
@@ -51,6 +54,8 @@ class DecodeStep(nn.Module):
         self.turns: dict[int, tuple[Tensor, Tensor]] = {}
         self.attend: Attend | None = None
         """The kernel of one step's attention; None: torch's own."""
+        self.run_layer: Callable[..., Tensor] = run_layer
+        """How a layer is called: itself, or compiled."""
 
     @torch.no_grad()
     def reorder(self) -> None:
@@ -75,7 +80,7 @@ class DecodeStep(nn.Module):
         places = self.places(cache, positions, reach)
         for i, layer in enumerate(self.layers):
             held = (cache.keys[i], cache.values[i], cache.ring_keys[i], cache.ring_values[i])
-            x = layer(x, cos, sin, held, places)
+            x = self.run_layer(layer, x, cos, sin, held, places)
         if loops > 1:
             cache.carry[:slots].copy_(base.handed_on(x[:, :-1]))
         logits: Tensor = self.head(base.norm(x[:, -1]))
@@ -197,14 +202,30 @@ class _Layer(nn.Module):
         return torch.cat([y[:, :1], later_y], dim=1) if plain else later_y
 
     def _gate(self, x_NRD: Tensor, q_NRHK: Tensor) -> Tensor:
-        """The gate [N, R, H]. Compiled for a CPU it is written as a sum of products: one fused loop, where a matrix
-        product with so few columns would cost a call of its own."""
+        """The gate [N, R, H]. Compiled for a CPU, or for few rows on a GPU, it is written as a sum of products: one
+        fused loop, where a matrix product with so few columns would cost a call of its own."""
         gate = self.layer.self_attn.plt_gate
-        if not (torch.compiler.is_compiling() and gate.use_hidden_states and x_NRD.device.type == "cpu"):
+        few = x_NRD.device.type == "cpu" or x_NRD.shape[0] * x_NRD.shape[1] <= FEW_GATES
+        if not (torch.compiler.is_compiling() and gate.use_hidden_states and few):
             g: Tensor = gate(x_NRD, q_NRHK.transpose(1, 2)).transpose(1, 2)
             return g
-        products = gate.gate_norm(x_NRD)[:, :, None].float() * gate.weight.float()
+        wide = torch.promote_types(x_NRD.dtype, torch.float32)
+        products = gate.gate_norm(x_NRD)[:, :, None].to(wide) * gate.weight.to(wide)
         return torch.sigmoid(products.sum(-1).to(x_NRD.dtype) + gate.bias)
+
+
+def run_layer(
+    layer: nn.Module,
+    x_NRD: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    held: tuple[Tensor, ...],
+    places: Places,
+    first: int = 0,
+) -> Tensor:
+    """One layer of a DecodeStep, as it is."""
+    out: Tensor = layer(x_NRD, cos, sin, held, places, first)
+    return out
 
 
 def _attend(q_NRHK: Tensor, keys_NGTK: Tensor, values_NGTK: Tensor, seen_NT: Tensor | None) -> Tensor:
