@@ -100,6 +100,18 @@ def test_without_the_hub_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -
         SWE.load(None)
 
 
+def test_without_a_network_the_error_is_a_line_whatever_library_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OfSomeLibrary(Exception):
+        """The hub's releases use different ones."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OfSomeLibrary("no\nnetwork")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
+    with pytest.raises(SuiteError, match=r"cannot fetch https://.*: no network; pass --data PATH"):
+        SWE.load(None)
+
+
 def test_what_fetches_needs_a_network_and_what_a_patch_says_does_not() -> None:
     assert needs_network("cd /testbed\npython -m pip install -e .\n")
     assert needs_network("cargo test\n")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from plt_benchmarks.datafiles import DataFile, read_bytes, rows
+from plt_benchmarks.hub import fetch_hub, hub_cache, hub_url
 from plt_benchmarks.multilingual.languages import Language, language
 from plt_benchmarks.protocols import Sample, SuiteData, SuiteError
 
@@ -36,7 +37,7 @@ class Hub:
 
     @property
     def url(self) -> str:
-        return f"https://huggingface.co/datasets/{self.repo}"
+        return hub_url(self.repo)
 
     def pattern(self, key: str) -> str:
         return f"{self.benchmark}-{key}/*.parquet"
@@ -49,9 +50,7 @@ class Hub:
     @property
     def kept(self) -> Path:
         """Where the hub's cache keeps that commit."""
-        from huggingface_hub.constants import HF_HUB_CACHE
-
-        return Path(HF_HUB_CACHE, f"datasets--{self.repo.replace('/', '--')}", "snapshots", self.revision)
+        return hub_cache(self.repo) / "snapshots" / self.revision
 
 
 @dataclass(frozen=True)
@@ -173,20 +172,10 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _hub_files(hub: Hub, keys: list[str]) -> list[Path]:
     """The official files of the languages that there are: from the hub's cache where it has them all, else fetched."""
-    from huggingface_hub import HfApi, snapshot_download
-
     patterns = [hub.pattern(key) for key in keys if key not in NOT_OFFICIAL]
     folder = hub.kept
     if not all(any(folder.glob(pattern)) for pattern in patterns):
-        try:
-            HfApi().dataset_info(hub.repo, revision=hub.revision, timeout=10)  # fails at once where downloads try again
-            folder = Path(
-                snapshot_download(hub.repo, repo_type="dataset", revision=hub.revision, allow_patterns=patterns)
-            )
-        except Exception as error:  # the hub's own, and those of whatever HTTP library its release uses
-            why = " ".join(str(error).split())[:200] or type(error).__name__
-            raise SuiteError(
-                f"cannot fetch {hub.url} at {hub.revision[:7]}: {why}; pass --data PATH, a folder with "
-                f"{hub.benchmark}-LANGUAGE.jsonl files or {hub.benchmark}-LANGUAGE folders"
-            ) from None
+        which = f"{hub.benchmark}-LANGUAGE"
+        instead = f"pass --data PATH, a folder with {which}.jsonl files or {which} folders"
+        folder, _ = fetch_hub(hub.repo, patterns, revision=hub.revision, instead=instead)
     return [file for pattern in patterns for file in sorted(folder.glob(pattern))]

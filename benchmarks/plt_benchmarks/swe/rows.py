@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from plt_benchmarks.datafiles import DataFile, read_bytes, rows
+from plt_benchmarks.hub import fetch_hub, hub_cache, hub_url
 from plt_benchmarks.protocols import Sample, SuiteData, SuiteError
 
 Harness = Literal["swebench", "multi-swe-bench"]
@@ -35,14 +36,12 @@ class HubSource:
 
     @property
     def url(self) -> str:
-        return f"https://huggingface.co/datasets/{self.repo}"
+        return hub_url(self.repo)
 
     @property
     def present(self) -> bool:
         """Whether the hub's cache has something of it; a run asks the hub for its newest commit all the same."""
-        from huggingface_hub.constants import HF_HUB_CACHE
-
-        return Path(HF_HUB_CACHE, f"datasets--{self.repo.replace('/', '--')}").is_dir()
+        return hub_cache(self.repo).is_dir()
 
 
 @dataclass(frozen=True)
@@ -165,7 +164,9 @@ def load_rows(hub: HubSource, source: Path | None, check: Callable[[str, dict[st
     if source is not None:
         files, revision, name = _local_files(source), f"local:{source.name}", str(source)
     else:
-        files, revision = _hub_files(hub)
+        instead = "pass --data PATH, a .parquet or .jsonl of its rows"
+        folder, commit = fetch_hub(hub.repo, [hub.pattern], instead=instead)
+        files, revision = _local_files(folder), f"{hub.repo}@{commit}"
         name = hub.url
     tasks: dict[str, Task] = {}
     for path in files:
@@ -220,18 +221,3 @@ def _rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
         raise SuiteError(f"data {path}: cannot be read, {error}") from error
     for number, row in enumerate(table.to_pylist(), 1):
         yield f"{path}, row {number}", row
-
-
-def _hub_files(hub: HubSource) -> tuple[list[Path], str]:
-    """The data set's files at the commit that the hub has now, and that commit."""
-    import httpx
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    try:
-        commit = HfApi().dataset_info(hub.repo, timeout=10).sha
-        folder = Path(snapshot_download(hub.repo, repo_type="dataset", revision=commit, allow_patterns=hub.pattern))
-    except (httpx.HTTPError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        why = " ".join(str(error).split())[:200] or type(error).__name__
-        raise SuiteError(f"cannot fetch {hub.url}: {why}; pass --data PATH, a .parquet or .jsonl of its rows") from None
-    return _local_files(folder), f"{hub.repo}@{commit}"
