@@ -225,3 +225,18 @@ def test_a_mask_that_does_not_fit_is_refused() -> None:
         model(row(tokens(4)), past_key_values=cache, use_cache=True)
         with pytest.raises(ValueError, match="attention_mask"):
             model(row([5]), attention_mask=torch.ones(1, 1), past_key_values=cache, use_cache=True)
+
+
+def test_the_cache_has_two_names() -> None:
+    """`past_key_values`, and what transformers calls it from 5.24 on; both at once is a mistake."""
+    model, ids = build(tiny()), tokens(9)
+    one, other = PLTCache(model.config), PLTCache(model.config)
+    with torch.no_grad():
+        for first, last in ((0, 6), (6, 9)):
+            piece = row(ids[first:last])
+            expected, found = model(piece, past_key_values=one).logits, model(piece, cache=other).logits
+            assert_close(found, expected, 0.0)
+    assert other.get_seq_length() == 9
+    for inner in (model, model.model):
+        with pytest.raises(ValueError, match=r"^give the cache as past_key_values or as cache, not as both$"):
+            inner(row(ids), past_key_values=one, cache=other)
