@@ -74,7 +74,8 @@ def demo(
 
 def show(demonstration: Demonstration, *, loops: str | None, results: Path, sandbox: SandboxName) -> bool:
     """Say what it is, run it, print its table, and say whether samples are missing."""
-    from plt_eval.cli.evaluate import RunOptions, report_runs
+    from plt_eval.cli.evaluate import report_runs
+    from plt_eval.cli.options import RunOptions
 
     typer.echo(demonstration.introduction)
     options = RunOptions(

@@ -1,4 +1,4 @@
-"""What `plt-eval run` does with its options: check them, make the engines, run, print.
+"""What `plt-eval run` does with its options: have them checked, make the engines, run, print.
 
 All checks that need no model come first, so that a mistake costs no time.
 """
@@ -6,24 +6,29 @@ All checks that need no model come first, so that a mistake costs no time.
 from __future__ import annotations
 
 import json
-import math
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from plt_eval.cli.options import (
+    RunOptions,
+    check_lm_eval,
+    check_options,
+    check_swe,
+    parse_batch_size,
+    parse_loops,
+    refuse_swe_options,
+)
 from plt_eval.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from plt_benchmarks.eleuther import LmEvalSuite
-    from plt_benchmarks.options import SuiteOptions
     from plt_benchmarks.protocols import Sandbox, Suite, SuiteData
     from plt_benchmarks.swe.suites import SweSuite
     from plt_benchmarks.terminal import TerminalSuite
@@ -32,64 +37,8 @@ if TYPE_CHECKING:
     from plt_eval.engines.replay import ReplayEngine
     from plt_eval.models import ResolvedModel
     from plt_eval.runner import Result, Settings
-    from plt_eval.swe.command import SweOptions
 
     Job = tuple[Suite, SuiteData]
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """The options of `plt-eval run`, by name. None means: not given."""
-
-    suite: str
-    engine: str = "hf"
-    data: Path | None = None
-    limit: int | None = None
-    n_samples: int | None = None
-    results: Path = Path("results/runs")
-    run_id: str | None = None
-    sandbox: str = "bubblewrap"
-    sandbox_image: str | None = None
-    scoring_workers: int | None = None
-    model: str | None = None
-    loops: str | None = None
-    loop_mode: str | None = None
-    batch_size: str | None = None
-    dtype: str | None = None
-    device: str | None = None
-    chat_template: str | None = None
-    tokenizer: str | None = None
-    decoder: str | None = None
-    attention: str | None = None
-    compile: str | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: int | None = None
-    max_new_tokens: int | None = None
-    endpoint: str | None = None
-    api_model: str | None = None
-    api: str | None = None
-    api_key_env: str | None = None
-    concurrency: int | None = None
-    retries: int | None = None
-    request_timeout: float | None = None
-    completions: tuple[str, ...] | None = None
-    chosen: SuiteOptions | None = None
-    swe: SweOptions | None = None
-
-
-ONLY_WITH = {
-    **dict.fromkeys(("model", "loops", "loop_mode", "batch_size", "dtype", "device"), ("hf",)),
-    **dict.fromkeys(("chat_template", "tokenizer", "decoder", "attention", "compile"), ("hf",)),
-    **dict.fromkeys(
-        ("endpoint", "api_model", "api", "api_key_env", "concurrency", "retries", "request_timeout"), ("openai",)
-    ),
-    **dict.fromkeys(("temperature", "top_p", "seed", "max_new_tokens"), ("hf", "openai")),
-    "completions": ("replay",),
-}
-"""Option -> the engines with which it has an effect; the others have one with all."""
-NEEDED = {"hf": (), "openai": ("endpoint", "api_model"), "replay": ("completions",)}
-MOST_LOOPS = 64
 
 
 def report_runs(options: RunOptions, *, as_json: bool) -> bool:
@@ -140,7 +89,7 @@ def evaluate(options: RunOptions, console: Console) -> list[Result]:
         return _evaluate_swe(suites[0], options, console)
     if isinstance(suites[0], TerminalSuite):
         return _evaluate_terminal(suites[0], options, console)
-    _refuse_swe_options(options)
+    refuse_swe_options(options)
     check_options(options)
     models = _models(options, _notes(console))
     jobs = [(suite, suite.load(options.data)) for suite in suites]
@@ -172,7 +121,7 @@ def _evaluate_swe(suite: SweSuite, options: RunOptions, console: Console) -> lis
 
     notify = _notes(console)
     swe = options.swe or SweOptions()
-    _check_swe(suite.name, options, swe)
+    check_swe(suite.name, options, swe)
     if not swe.stored:
         check_options(options)
     models: Sequence[ResolvedModel | None] = [None] if swe.stored else _models(options, notify)
@@ -211,18 +160,7 @@ def _evaluate_lm_eval(suite: LmEvalSuite, options: RunOptions, console: Console)
     """Tasks of lm-evaluation-harness, which builds their prompts and scores them itself."""
     from plt_eval.lm_harness.command import run_lm_eval
 
-    _refuse_swe_options(options)
-    instead = {
-        "n_samples": "a task says itself how often it asks (repeats)",
-        "data": "give tasks of your own, with their data, by --include-path",
-        "scoring_workers": "lm-eval scores all answers together",
-        "sandbox_image": "nothing that a model writes is run",
-    }
-    for field, why in instead.items():
-        if getattr(options, field) is not None:
-            raise UserError(f"{_flag(field)} has no effect on suite lm-eval: {why}")
-    if options.engine == "replay":
-        raise UserError("--engine replay has no effect on suite lm-eval: its tasks ask for more than completions")
+    check_lm_eval(options)
     check_options(options)
     notify = _notes(console)
     models = _models(options, notify)
@@ -239,111 +177,6 @@ def _evaluate_lm_eval(suite: LmEvalSuite, options: RunOptions, console: Console)
     for result in results:
         _say_done(console, result)
     return results
-
-
-def _check_swe(name: str, options: RunOptions, swe: SweOptions) -> None:
-    """Raises UserError for options that have no effect on a SWE suite, or contradict each other there."""
-    if swe.predictions is not None and swe.gold:
-        raise UserError("--predictions and --gold exclude each other: give one")
-    if options.engine == "replay":
-        raise UserError(f"--engine replay has no effect on suite {name}: score stored patches with --predictions FILE")
-    instead = {
-        "n_samples": "an instance is solved once",
-        "scoring_workers": "use --workers",
-        "sandbox_image": "each instance has its own image",
-    }
-    for field, why in instead.items():
-        if getattr(options, field) is not None:
-            raise UserError(f"{_flag(field)} has no effect on suite {name}: {why}")
-    if not swe.stored:
-        return
-    how = "--gold" if swe.gold else "--predictions"
-    given = [field for field in ONLY_WITH if getattr(options, field) is not None]
-    given += [field.name for field in fields(swe) if field.name.startswith("agent_") and getattr(swe, field.name)]
-    if options.engine != "hf":
-        given.append("engine")
-    if given:
-        raise UserError(f"{_flag(given[0])} has no effect with {how}: no model is asked")
-
-
-def _refuse_swe_options(options: RunOptions) -> None:
-    for field in fields(options.swe) if options.swe is not None else ():
-        if getattr(options.swe, field.name) is not None:
-            raise UserError(
-                f"{_flag(field.name)} has no effect on suite {options.suite}: it belongs to swe, swe-lite, multi-swe "
-                "and multi-swe-bench"
-            )
-
-
-# --- checking -----------------------------------------------------------------------------------------
-
-
-def check_options(options: RunOptions) -> None:
-    """Raises UserError for options that contradict each other, miss each other, or have no effect."""
-    for field in fields(options):
-        given = getattr(options, field.name) is not None
-        engines = ONLY_WITH.get(field.name)
-        if given and engines and options.engine not in engines:
-            raise UserError(
-                f"{_flag(field.name)} has no effect with --engine {options.engine}: "
-                f"it belongs to --engine {' or '.join(engines)}"
-            )
-    for name in NEEDED[options.engine]:
-        if not getattr(options, name):
-            raise UserError(f"--engine {options.engine} needs {_flag(name)}")
-    if options.sandbox_image is not None and options.sandbox != "docker":
-        raise UserError(f"--sandbox-image has no effect with --sandbox {options.sandbox}: it belongs to docker")
-    if options.compile is not None and options.decoder == "generate":
-        raise UserError(f"--compile {options.compile} has no effect with --decoder generate: it belongs to session")
-    _check_decoding(options)
-    if options.loops is not None:
-        parse_loops(options.loops)
-    parse_batch_size(options.batch_size)
-    if options.request_timeout is not None and not options.request_timeout > 0:
-        raise UserError(f"--request-timeout {options.request_timeout}: expected a number of seconds above 0")
-
-
-def parse_loops(text: str) -> list[int]:
-    """ "1,2,4" or "1-4" or both, each count once, in the order given. Raises UserError."""
-    counts: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,4})(?:\s*-\s*(\d{1,4}))?\s*", part)
-        if match is None:
-            raise UserError(f'--loops {text!r}: {part.strip()!r} is no loop count; expected e.g. "2", "1,2,4" or "1-4"')
-        first, last = int(match[1]), int(match[2] or match[1])
-        if not 1 <= first <= last <= MOST_LOOPS:
-            raise UserError(f"--loops {text!r}: {part.strip()!r} is not within 1 to {MOST_LOOPS}, rising")
-        counts += range(first, last + 1)
-    return list(dict.fromkeys(counts))
-
-
-def _check_decoding(options: RunOptions) -> None:
-    if options.temperature is not None and not math.isfinite(options.temperature):
-        raise UserError(f"--temperature {options.temperature}: expected a finite number, 0 or above")
-    if options.top_p is not None and not 0 < options.top_p <= 1:
-        raise UserError(f"--top-p {options.top_p}: expected a number above 0 and at most 1")
-    if options.temperature or options.engine == "replay":
-        return
-    if (options.n_samples or 1) > 1:
-        raise UserError(
-            f"--n-samples {options.n_samples} at temperature 0 would draw the same text every time: add --temperature"
-        )
-    for name in ("top_p", "seed"):
-        if getattr(options, name) is not None:
-            raise UserError(f"{_flag(name)} has no effect at temperature 0: add --temperature")
-
-
-def parse_batch_size(text: str | None) -> Any:
-    """--batch-size: "auto", or a number from 1. Raises UserError."""
-    if text is None or text == "auto":
-        return "auto"
-    if not re.fullmatch(r"[1-9][0-9]{0,17}", text):
-        raise UserError(f'--batch-size {text!r}: expected "auto" or a number from 1')
-    return int(text)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 # --- engines ------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
     from plt_benchmarks.options import SuiteOptions
-    from plt_eval.cli.evaluate import RunOptions
+    from plt_eval.cli.options import RunOptions
     from plt_eval.records import MetricRecord
     from plt_eval.runner import Result
     from plt_eval.swe.command import SweOptions
@@ -84,7 +84,7 @@ def _measured(column: Column, results: tuple[Result, ...]) -> Measured:
 
 
 def _check(options: RunOptions) -> None:
-    from plt_eval.cli.evaluate import check_options
+    from plt_eval.cli.options import check_options
 
     for name in _NO_EFFECT:
         if getattr(options, name) is not None:

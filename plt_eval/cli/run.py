@@ -267,7 +267,8 @@ def run(
     of that name.
     """
     from plt_benchmarks.options import SuiteOptions
-    from plt_eval.cli.evaluate import RunOptions, report_runs
+    from plt_eval.cli.evaluate import report_runs
+    from plt_eval.cli.options import RunOptions
     from plt_eval.swe.command import SweOptions
 
     chosen = SuiteOptions(

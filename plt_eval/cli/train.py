@@ -39,7 +39,7 @@ def train(
     Models of one recipe and seed differ in the loop count only: same initial weights, same data in the same order, same
     schedule. Stopped or killed, the same command goes on where it stood.
     """
-    from plt_eval.cli.evaluate import parse_loops
+    from plt_eval.cli.options import parse_loops
 
     counts = parse_loops(loops)
 

@@ -77,7 +77,8 @@ def diagnose_all(options: DiagnoseOptions, console: Console) -> list[Result]:
     """One result for every loop count; progress and notes go to `console`. Raises UserError, SuiteError, ShardError,
     CheckpointError and DiagnosisInterrupted."""
     from plt_diagnostics import MeasurementError, select
-    from plt_eval.cli.evaluate import chosen_models, parse_batch_size
+    from plt_eval.cli.evaluate import chosen_models
+    from plt_eval.cli.options import parse_batch_size
     from plt_eval.diagnosis.run import Settings, diagnose
     from plt_eval.diagnosis.samples import DEFAULT_SET, open_corpus
     from plt_eval.diagnosis.subject import Subject

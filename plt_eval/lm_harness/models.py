@@ -433,7 +433,7 @@ def _model_lm(
 ) -> ModelLM:
     import torch
 
-    from plt_eval.cli.evaluate import parse_batch_size
+    from plt_eval.cli.options import parse_batch_size
     from plt_eval.models import resolve_model
 
     if pretrained is None:

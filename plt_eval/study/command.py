@@ -71,7 +71,7 @@ def report_study(options: StudyOptions, *, as_json: bool) -> bool:
 
 def make_plan(options: StudyOptions) -> StudyPlan:
     """The plan that the options ask for. Raises UserError for options that contradict or miss each other."""
-    from plt_eval.cli.evaluate import parse_loops
+    from plt_eval.cli.options import parse_loops
 
     if options.quick and options.recipe not in (None, QUICK):
         raise UserError(f"--quick is the recipe {QUICK}: it cannot be had with --recipe {options.recipe}")

@@ -21,7 +21,7 @@ from plt_eval.terminal.engine import AgentLimits, AgentModel, OfficialEngine
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from plt_eval.cli.evaluate import RunOptions
+    from plt_eval.cli.options import RunOptions
 
 TAKEN = {
     "tb": ("instances", "workers", "agent_steps", "agent_wall_time", "test_timeout"),

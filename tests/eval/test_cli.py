@@ -17,8 +17,9 @@ from bad_server import Server, good, status
 from toy_parts import LoopEngine, NoSandbox, SumEngine, SumSuite
 
 from plt_benchmarks.protocols import Sample
-from plt_eval.cli.evaluate import ONLY_WITH, RunOptions, _open_sandbox, parse_loops
+from plt_eval.cli.evaluate import _open_sandbox
 from plt_eval.cli.main import main
+from plt_eval.cli.options import ONLY_WITH, RunOptions, parse_loops
 from plt_eval.cli.suites import missing_packages, needs
 from plt_eval.engines import ENGINES
 from plt_eval.errors import UserError

@@ -16,8 +16,9 @@ from plt_benchmarks.protocols import SuiteError
 from plt_benchmarks.registry import UnknownSuite, get_suite, suite_names
 from plt_benchmarks.swe.suites import SweSuite
 from plt_benchmarks.terminal import TerminalSuite
-from plt_eval.cli.evaluate import RunOptions, _open_sandbox
+from plt_eval.cli.evaluate import _open_sandbox
 from plt_eval.cli.main import main
+from plt_eval.cli.options import RunOptions
 from plt_eval.cli.paper import _options_for
 from plt_eval.engines import ENGINES
 from plt_eval.engines.base import Completion, GenerationRequest
