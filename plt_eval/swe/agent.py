@@ -1,6 +1,7 @@
 """The agent: mini-swe-agent's loop, prompts and observations, on one of our engines, in the instance's container.
 
-Every instance gets a conversation, a container and a trajectory file. The engine is shared: see plt_eval.swe.chat.
+Every instance gets a conversation, a container and a trajectory file. The engine is shared: see
+plt_eval.engines.conversations.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ import yaml
 from plt_benchmarks.protocols import SandboxError
 from plt_benchmarks.swe.rows import Task
 from plt_eval.engines.base import Completion, Engine, GenerationRequest, Loglikelihood, LoglikelihoodRequest
+from plt_eval.engines.conversations import SharedEngine
 from plt_eval.errors import MissingExtra, UserError
 from plt_eval.journal import DiskFull, write_atomically
-from plt_eval.swe.chat import SharedEngine
 from plt_eval.swe.containers import DockerHost
 from plt_eval.swe.conversation import POLICY, ChatModel, EngineTrouble
 from plt_eval.workers import as_completed

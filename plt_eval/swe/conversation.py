@@ -5,7 +5,6 @@ out when the model's context is full.
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,8 +12,8 @@ from typing import Any
 
 from plt_benchmarks.protocols import Message, Prompt, Role
 from plt_eval.engines.base import Completion, Decoding, GenerationRequest, ToolMessage
+from plt_eval.engines.conversations import SharedEngine, refused_for_length, written_tool_calls
 from plt_eval.errors import UserError
-from plt_eval.swe.chat import SharedEngine
 
 POLICY = "oldest-steps-first"
 """System prompt and issue stay; the oldest answers go with what followed them, and a line says how many. What the
@@ -25,18 +24,6 @@ HEAD = 2
 CUTS = 12
 TURN = "\n\n### {role}\n"
 """What separates the turns of a transcript, for models without a chat template."""
-_REFUSED = re.compile(
-    r"HTTP (400|413|422).*(context_length_exceeded|maximum context length|context (length|window)|prompt is too long)",
-    re.IGNORECASE | re.DOTALL,
-)
-_TOOL_JSON = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
-_TOOL_XML = re.compile(r"<function=(\w+)>(.*?)</function>", re.DOTALL)
-_PARAMETER = re.compile(r"<parameter=(\w+)>\n?(.*?)\n?</parameter>", re.DOTALL)
-
-
-def refused_for_length(error: UserError) -> bool:
-    """Whether an endpoint refused a request because it does not fit into the model's context."""
-    return bool(_REFUSED.search(str(error)))
 
 
 class EngineTrouble(Exception):
@@ -260,23 +247,6 @@ class ChatModel:
         return parse_regex_actions(
             completion.text, action_regex=ACTION, format_error_template=template, template_kwargs=reason
         )
-
-
-def written_tool_calls(text: str) -> list[dict[str, str]]:
-    """Tool calls as models write them: JSON in <tool_call>, or <function=name> with <parameter=name>."""
-    calls = []
-    for found in _TOOL_JSON.finditer(text):
-        try:
-            value = json.loads(found[1])
-        except ValueError:
-            continue
-        arguments = value.get("arguments", {})
-        written = arguments if isinstance(arguments, str) else json.dumps(arguments)
-        calls.append({"name": str(value.get("name")), "arguments": written})
-    for found in _TOOL_XML.finditer(text):
-        arguments = {parameter[1]: parameter[2] for parameter in _PARAMETER.finditer(found[2])}
-        calls.append({"name": found[1], "arguments": json.dumps(arguments)})
-    return calls
 
 
 def _step_starts(messages: Sequence[Message]) -> list[int]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from plt_eval.engines.base import Completion
-from plt_eval.swe.conversation import written_tool_calls
+from plt_eval.engines.conversations import written_tool_calls
 
 
 def calls_of(completion: Completion, tools: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

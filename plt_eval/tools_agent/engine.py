@@ -26,9 +26,8 @@ from plt_eval.engines.base import (
     LoglikelihoodRequest,
     ToolMessage,
 )
+from plt_eval.engines.conversations import SharedEngine, refused_for_length
 from plt_eval.errors import UserError
-from plt_eval.swe.chat import SharedEngine
-from plt_eval.swe.conversation import refused_for_length
 from plt_eval.tools_agent.calls import calls_of
 from plt_eval.workers import as_completed
 

@@ -20,10 +20,10 @@ from plt_benchmarks.swe.rows import Task, load_rows, multi_swe_task, needs_netwo
 from plt_benchmarks.swe.suites import MULTI_SWE, MULTI_SWE_BENCH, SWE
 from plt_eval.cli.main import main
 from plt_eval.engines.base import Completion, Decoding, GenerationRequest
+from plt_eval.engines.conversations import SharedEngine, written_tool_calls
 from plt_eval.errors import UserError
-from plt_eval.swe.chat import SharedEngine
 from plt_eval.swe.containers import GIB, RESERVE, estimated_bytes
-from plt_eval.swe.conversation import ChatModel, written_tool_calls
+from plt_eval.swe.conversation import ChatModel
 from plt_eval.swe.predictions import PredictionsEngine, read_predictions, write_predictions
 
 ROW: dict[str, Any] = {

@@ -1,15 +1,27 @@
-"""One engine for many conversations at once: one copy of the weights, requests of all agents in one batch."""
+"""What conversations of several turns need of an engine: one copy of the weights for all, requests of all in one batch,
+and the calls of tools that an answer writes.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 import threading
 from collections import deque
 from concurrent.futures import Future
 
 from plt_eval.engines.base import Completion, Engine, GenerationRequest
+from plt_eval.errors import UserError
 
 GATHER_S = 0.02
 """How long the first request of a batch waits for others, in seconds."""
+_REFUSED = re.compile(
+    r"HTTP (400|413|422).*(context_length_exceeded|maximum context length|context (length|window)|prompt is too long)",
+    re.IGNORECASE | re.DOTALL,
+)
+_TOOL_JSON = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
+_TOOL_XML = re.compile(r"<function=(\w+)>(.*?)</function>", re.DOTALL)
+_PARAMETER = re.compile(r"<parameter=(\w+)>\n?(.*?)\n?</parameter>", re.DOTALL)
 
 
 class SharedEngine:
@@ -69,3 +81,25 @@ class SharedEngine:
             for _, future in batch.values():
                 if not future.done():
                     future.set_exception(error)
+
+
+def refused_for_length(error: UserError) -> bool:
+    """Whether an endpoint refused a request because it does not fit into the model's context."""
+    return bool(_REFUSED.search(str(error)))
+
+
+def written_tool_calls(text: str) -> list[dict[str, str]]:
+    """Tool calls as models write them: JSON in <tool_call>, or <function=name> with <parameter=name>."""
+    calls = []
+    for found in _TOOL_JSON.finditer(text):
+        try:
+            value = json.loads(found[1])
+        except ValueError:
+            continue
+        arguments = value.get("arguments", {})
+        written = arguments if isinstance(arguments, str) else json.dumps(arguments)
+        calls.append({"name": str(value.get("name")), "arguments": written})
+    for found in _TOOL_XML.finditer(text):
+        arguments = {parameter[1]: parameter[2] for parameter in _PARAMETER.finditer(found[2])}
+        calls.append({"name": found[1], "arguments": json.dumps(arguments)})
+    return calls
