@@ -123,7 +123,7 @@ class CruxEvalScorer:
         self._sandbox = sandbox
 
     def score(self, sample: Sample, answer: Answer) -> Score:
-        """Value "right"; the detail says why not."""
+        """Value "right"; the detail says why not. Raises DriverEnded."""
         value, why = self._value(answer.text)
         if value is None:
             return _wrong("", why)
@@ -159,6 +159,7 @@ class CruxEvalScorer:
 _CHECK = """
 import io, json, os, sys
 request = json.load(sys.stdin)
+print("ready", flush=True)
 out, sys.stdout = sys.stdout, io.StringIO()
 space = {}
 exec(request["code"], space)

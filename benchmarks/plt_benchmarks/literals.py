@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+from dataclasses import replace
 
 from plt_benchmarks.protocols import Sandbox, SandboxJob, SandboxLimits, SandboxOutcome
 
@@ -18,10 +19,15 @@ LIMITS = SandboxLimits(wall_s=60, cpu_s=5, memory=1 << 30, processes=4, tmp_byte
 _EVALUATE = """
 import json, sys
 request = json.load(sys.stdin)
+print("ready", flush=True)
 taken = eval("(lambda *a, **k: (a, k))(" + request["arguments"] + "\\n)", {})
 parts = [repr(value) for value in taken[0]] + [name + "=" + repr(value) for name, value in taken[1].items()]
 json.dump(", ".join(parts), sys.stdout)
 """
+
+
+class DriverEnded(RuntimeError):
+    """Our own program ended before it came to what it was asked, so there is no verdict."""
 
 
 def expression(text: str) -> ast.expr | None:
@@ -67,8 +73,13 @@ def evaluated(sandbox: Sandbox, arguments: str) -> str | None:
 
 
 def run_program(sandbox: Sandbox, program: str, request: dict[str, str]) -> SandboxOutcome:
-    """Run a small program that reads `request` as JSON and tells a string as JSON."""
-    return sandbox.run(SandboxJob(program, stdin=json.dumps(request).encode(), limits=LIMITS))
+    """Run a small program that reads `request` as JSON, prints a line "ready" before it does anything with it, and
+    tells a string as JSON. Raises DriverEnded when it does not come to be ready."""
+    outcome = sandbox.run(SandboxJob(program, stdin=json.dumps(request).encode(), limits=LIMITS))
+    word, _, said = outcome.stdout.partition(b"\n")
+    if word != b"ready":
+        raise DriverEnded(f"the program did not start in the sandbox ({how_it_ended(outcome)})")
+    return replace(outcome, stdout=said)
 
 
 def told(outcome: SandboxOutcome) -> str | None:

@@ -173,7 +173,16 @@ def _evaluate_lm_eval(suite: LmEvalSuite, options: RunOptions, console: Console)
     def engines() -> list[Callable[[], Engine]]:
         return [partial(_make_engine, options, model, (), notify) for model in models]
 
-    results = run_lm_eval(suite, engines, _settings(options, 1), named, console, notify)
+    results = run_lm_eval(
+        suite,
+        engines,
+        _settings(options, 1),
+        named,
+        console,
+        notify,
+        greedy=options.temperature == 0,
+        seeded=options.seed is not None,
+    )
     for result in results:
         _say_done(console, result)
     return results

@@ -57,6 +57,11 @@ def export_evalplus(source: str, out: Path, results: Path, *, partial: bool) -> 
     from plt_eval.journal import naming_full_disk, write_atomically
 
     run = find_run(source, results)
+    identity = run.manifest.identity
+    if "evalplus" not in identity.suite_version:
+        raise UserError(
+            f"--format evalplus: {run.manifest.run_id} is a run of suite {identity.suite}, expected humaneval or mbpp"
+        )
     done = sorted((s for s in run.samples() if s.error is None), key=lambda s: (_natural(s.sample_id), s.index))
     total = run.manifest.total
     if len(done) < total and not partial:

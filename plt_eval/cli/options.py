@@ -121,7 +121,8 @@ def _check_decoding(options: RunOptions) -> None:
             f"--n-samples {options.n_samples} at temperature 0 would draw the same text every time: add --temperature"
         )
     for name in ("top_p", "seed"):
-        if getattr(options, name) is not None:
+        tasks_own = name == "seed" and options.temperature is None and options.suite.lower().startswith("lm-eval:")
+        if getattr(options, name) is not None and not tasks_own:
             raise UserError(f"{flag(name)} has no effect at temperature 0: add --temperature")
 
 

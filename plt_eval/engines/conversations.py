@@ -94,7 +94,7 @@ def written_tool_calls(text: str) -> list[dict[str, str]]:
     for found in _TOOL_JSON.finditer(text):
         try:
             value = json.loads(found[1])
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         arguments = value.get("arguments", {})
         written = arguments if isinstance(arguments, str) else json.dumps(arguments)

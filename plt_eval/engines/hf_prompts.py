@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jinja2
 import torch
 from torch import Tensor
 
@@ -108,14 +109,23 @@ class Prompts:
         turns = [{"role": m.role, "content": m.content} for m in prompt.messages]
         if not prompt.prefill:
             known = {"tools": [dict(tool) for tool in tools]} if tools else {}
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **known)
+            text = self._templated(turns, add_generation_prompt=True, **known)
         else:
             turns.append({"role": "assistant", "content": prompt.prefill + _CUT})
-            whole = self.tokenizer.apply_chat_template(turns, tokenize=False)
+            whole = self._templated(turns)
             text, found, _ = whole.partition(_CUT)
             if not found:
                 raise UserError("the tokenizer's chat template drops the assistant's turn; pass --chat-template off")
         return self.tokens(text, add_special_tokens=False)
+
+    def _templated(self, turns: list[dict[str, str]], **options: Any) -> str:
+        """Raises UserError where the template refuses the turns: some know no system message, or want them in turns."""
+        try:
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, **options))
+        except jinja2.exceptions.TemplateError as error:
+            raise UserError(
+                f"the tokenizer's chat template refuses these messages: {error}; pass --chat-template off"
+            ) from error
 
     def tokens(self, text: str, **options: Any) -> list[int]:
         """Token ids of a text; the beginning-of-text token at most once."""

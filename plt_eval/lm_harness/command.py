@@ -6,12 +6,15 @@ of each document is written when the last one is there.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import MofNCompleteColumn
@@ -20,7 +23,7 @@ from plt_benchmarks.eleuther import LmEvalSuite
 from plt_eval.engines.base import Engine
 from plt_eval.errors import UserError
 from plt_eval.journal import DiskFull, write_atomically
-from plt_eval.lm_harness.answers import AnswerRecord, JournaledAnswers, Unanswered
+from plt_eval.lm_harness.answers import AnswerRecord, JournaledAnswers, Unanswered, samples_text
 from plt_eval.lm_harness.results import documents, metrics_of, sample_id
 from plt_eval.lm_harness.tasks import Catalogue, Chosen, Requests, built, hub_source, prepare, quiet
 from plt_eval.progress import LoggedBar, Rate
@@ -77,9 +80,13 @@ def run_lm_eval(
     named: Callable[[Settings, str, Engine], Settings],
     console: Console,
     notify: Callable[[str], None],
+    *,
+    greedy: bool = False,
+    seeded: bool = False,
 ) -> list[Result]:
-    """Each engine of `make_engines` on each of the suite's names. Raises UserError (before a model is loaded, as far as
-    that can be known) and RunInterrupted."""
+    """Each engine of `make_engines` on each of the suite's names. `greedy`: no text is drawn at random, whatever tasks
+    say; `seeded`: the seed was chosen, so that something has to be drawn. Raises UserError (before a model is loaded,
+    as far as that can be known) and RunInterrupted."""
     if not suite.tasks:
         raise UserError("--suite lm-eval names no task: expected lm-eval:TASK,..., as lm-eval:gsm8k,hellaswag")
     results = []
@@ -88,12 +95,12 @@ def run_lm_eval(
         catalogue.check(suite.tasks)
         chosen = [catalogue.load(name) for name in suite.tasks]
         for one in chosen:
-            prepare(one, suite.num_fewshot, _written(settings), notify)
+            prepare(one, suite.num_fewshot, _written(settings, greedy=greedy), notify)
         for make in make_engines():
             with closing(make()) as engine:
                 for one in chosen:
                     own = named(settings, f"lm-eval:{one.name}", engine)
-                    results.append(_run_one(one, engine, own, console, notify))
+                    results.append(_run_one(one, engine, own, console, notify, seeded=seeded))
     return results
 
 
@@ -122,10 +129,10 @@ def _warnings_to(notify: Callable[[str], None]) -> Iterator[None]:
         logger.handlers[:], logger.propagate = kept, up
 
 
-def _written(settings: Settings) -> dict[str, Any]:
+def _written(settings: Settings, *, greedy: bool) -> dict[str, Any]:
     """How text is to be written, in lm-eval's names: what was chosen instead of the tasks' own."""
     decoding = settings.decoding
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"do_sample": False, "temperature": 0.0} if greedy else {}
     if decoding.temperature > 0:
         options = {"do_sample": True, "temperature": decoding.temperature}
         if decoding.top_p < 1:
@@ -149,13 +156,22 @@ def _model_of(engine: Engine, seed: int) -> tuple[AnsweringLM, bool]:
 
 
 def _run_one(
-    chosen: Chosen, engine: Engine, settings: Settings, console: Console, notify: Callable[[str], None]
+    chosen: Chosen,
+    engine: Engine,
+    settings: Settings,
+    console: Console,
+    notify: Callable[[str], None],
+    *,
+    seeded: bool,
 ) -> Result:
     lm, chat = _model_of(engine, settings.decoding.seed)
     with built(chosen, lm, settings.limit, chat=chat) as requests:
         for one in requests.asked:
             if (why := lm.refusal(one.kind, one.arguments)) is not None:
                 raise UserError(f"lm-eval:{chosen.name} on {one.task}: {why}")
+        drawn = any(one.kind == "generate_until" and samples_text(one.arguments[1]) for one in requests.asked)
+        if seeded and not drawn:
+            raise UserError(f"--seed has no effect on lm-eval:{chosen.name}: nothing is drawn there; add --temperature")
         version = f"lm-eval {_installed()}"
         request = _request(chosen, requests, engine, settings, version)
         job = Job(chosen, lm, requests, settings, request, chat, version)
@@ -304,16 +320,25 @@ def _configuration(chosen: Chosen) -> str:
     """A hash of what the tasks say of their scoring: a changed metric or filter makes another run."""
     told = {}
     for name, task in chosen.tasks.items():
-        config = dict(task.dump_config())
+        config = task.config.to_dict(keep_callable=True)
         for elsewhere in ("metadata", "dataset_path", "dataset_name", "dataset_kwargs"):
             config.pop(elsewhere, None)
+        if not type(task).__module__.startswith("lm_eval.api"):
+            config["class"] = type(task)
         told[name] = config
     text = json.dumps(told, sort_keys=True, default=_steady)
     return f"configuration {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _steady(value: Any) -> str:
-    """The same text for the same thing in every process."""
+    """The same text for the same thing in every process: of a function or class the file that it stands in, since it
+    may call what stands beside it; and what a partial one was given."""
+    if isinstance(value, functools.partial):
+        return json.dumps([_steady(value.func), value.args, value.keywords], sort_keys=True, default=_steady)
+    if callable(value):
+        with suppress(TypeError, OSError):
+            source = Path(inspect.getfile(value)).read_bytes()
+            return f"{getattr(value, '__qualname__', '')} {hashlib.sha256(source).hexdigest()}"
     return str(getattr(value, "__qualname__", None) or type(value).__qualname__)
 
 

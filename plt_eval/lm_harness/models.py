@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -405,6 +406,35 @@ class PltLM(LM):
         return _made(**{**given, **arg_dict})
 
 
+_LEAST = {"loops": 1, "max_length": 1, "concurrency": 1, "retries": 0, "seed": 0}
+"""Whole numbers, and from where on."""
+
+
+def _check(name: str, value: Any) -> Any:
+    """The value of an argument, a number where it has to be one. Raises UserError."""
+    from plt_eval.cli import run
+
+    kinds = {
+        "decoder": run.Decoder,
+        "compile": run.Compile,
+        "attention": run.Attention,
+        "dtype": run.Dtype,
+        "loop_mode": run.LoopMode,
+        "api": run.Api,
+    }
+    if name in kinds and value not in list(kinds[name]):
+        raise UserError(f"--model_args {name}={value}: expected {', '.join(kinds[name])}")
+    if name in _LEAST:
+        if not str(value).isascii() or not str(value).isdigit() or int(value) < _LEAST[name]:
+            raise UserError(f"--model_args {name}={value}: expected a number from {_LEAST[name]}")
+        return int(value)
+    if name == "request_timeout":
+        if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", str(value)) or not float(value) > 0:
+            raise UserError(f"--model_args {name}={value}: expected a number of seconds above 0")
+        return float(value)
+    return value
+
+
 def _made(*, engine: str = "hf", seed: int = 0, **arguments: Any) -> LM:
     arguments.pop("trust_remote_code", None)  # lm-eval's own, for data sets
     if engine not in ("hf", "openai"):
@@ -418,6 +448,8 @@ def _made(*, engine: str = "hf", seed: int = 0, **arguments: Any) -> LM:
     for name in arguments:
         if name not in known:
             raise UserError(f"--model_args {name}: with --model plt and engine={engine} expected {', '.join(known)}")
+    seed = _check("seed", seed)
+    arguments = {name: value if value is None else _check(name, value) for name, value in arguments.items()}
     return _model_lm(seed, **arguments) if engine == "hf" else _endpoint_lm(seed, **arguments)
 
 
@@ -425,10 +457,10 @@ def _model_lm(
     seed: int,
     *,
     pretrained: str | None = None,
-    loops: int | str | None = None,
+    loops: int | None = None,
     device: str | None = None,
     batch_size: int | str | None = None,
-    max_length: int | str | None = None,
+    max_length: int | None = None,
     **arguments: Any,
 ) -> ModelLM:
     import torch
@@ -447,10 +479,7 @@ def _model_lm(
         device = "cuda"
     if device not in (None, "auto", "cpu", "cuda"):
         raise UserError(f"--device {device}: expected cpu or cuda")
-    for name, value in (("loops", loops), ("max_length", max_length)):
-        if value is not None and (not str(value).isdigit() or int(value) < 1):
-            raise UserError(f"--model_args {name}={value}: expected a number from 1")
-    model = resolve_model(str(pretrained), None if loops is None else int(loops))
+    model = resolve_model(str(pretrained), loops)
     engine = HFEngine(
         str(model.folder),
         loops=model.loops,
@@ -460,7 +489,7 @@ def _model_lm(
         notify=logger.info,
         **arguments,
     )
-    return ModelLM(engine, seed=seed, max_length=None if max_length is None else int(max_length))
+    return ModelLM(engine, seed=seed, max_length=max_length)
 
 
 def _endpoint_lm(
@@ -482,6 +511,6 @@ def _endpoint_lm(
     if api_key_env and not key:
         raise UserError(f"--model_args api_key_env={api_key_env}: no such environment variable, or it is empty")
     if request_timeout is not None:
-        arguments["timeout_s"] = float(request_timeout)
+        arguments["timeout_s"] = request_timeout
     engine = OpenAIEngine(endpoint=endpoint, model=str(api_model), api_key=key, notify=logger.info, **arguments)
     return EndpointLM(engine, seed=seed)

@@ -155,17 +155,19 @@ class Catalogue:
 
     def _check_data(self, name: str, found: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
         """Raises UserError where data has to come from the hub, and the hub is out of reach."""
+        sources: dict[str, str] = {}
         for task, config in found:
-            source = hub_source(config)
-            if source is None or is_cached(source):
-                continue
-            if (why := _hub_trouble()) is not None:
-                whose = "" if task == name else f" (task {task})"
-                raise UserError(
-                    f"lm-eval:{name}{whose} takes its data from the Hugging Face hub ({source}), and {why}; where "
-                    "there is no way to it, copy a cache (HF_HOME) here, or define the task on a file with "
-                    "--include-path"
-                )
+            if (source := hub_source(config)) is not None:
+                sources.setdefault(source, task)
+        missing = {source: task for source, task in sources.items() if not is_cached(source)}
+        why = _hub_trouble() if missing else None
+        if why is not None:
+            source, task = next(iter(missing.items()))
+            whose = "" if task == name else f" (task {task})"
+            raise UserError(
+                f"lm-eval:{name}{whose} takes its data from the Hugging Face hub ({source}), and {why}; where there is "
+                "no way to it, copy a cache (HF_HOME) here, or define the task on a file with --include-path"
+            )
 
 
 def refuse_unsafe(name: str, task: str, *, unsafe: bool) -> None:
@@ -218,7 +220,7 @@ def _hub_trouble() -> str | None:
             return f"{name} is set"
     try:
         httpx.head(constants.ENDPOINT, timeout=PROBE_S)
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         return f"{constants.ENDPOINT} cannot be reached ({type(error).__name__})"
     return None
 

@@ -270,13 +270,13 @@ def _metrics(
     source: str,
     seed: int | None,
 ) -> list[Measured]:
-    """One Measured a metric, in the suite's own order; parts of parts, and what is no share and may be better the lower
-    it is, are left to the runs' own tables."""
+    """One Measured a metric, in the suite's own order; parts of parts, and what is no share or better the lower it is,
+    are left to the runs' own tables."""
     names = dict.fromkeys(
         name
         for metrics in by_loops.values()
         for name, metric in metrics.items()
-        if metric.share and name.count("/") <= 1
+        if metric.share and "lower is better" not in metric.definition and name.count("/") <= 1
     )
     found = []
     for name in names:

@@ -157,11 +157,11 @@ def _run_rows(selection: Selection) -> Iterable[Row]:
 
 
 def _metric_rows(run: Run, model: str) -> Iterable[Row]:
-    """The metrics of a run, in percent; parts of parts are left to `plt-eval show`."""
+    """The shares among a run's metrics, in percent; parts of parts are left to `plt-eval show`."""
     whose = {"origin": "own", "source": run.manifest.run_id, "model": model, "loops": run.manifest.identity.loops}
     metrics, suite = run.metrics(), run.manifest.identity.suite
     for name, metric in metrics.metrics.items() if metrics is not None else ():
-        if name.count("/") <= DEEPEST_COLUMN:
+        if metric.share and name.count("/") <= DEEPEST_COLUMN:
             numbers = {"value": 100 * metric.value, "low": 100 * metric.low, "high": 100 * metric.high, "n": metric.n}
             full = name if name.startswith(f"{suite}.") else f"{suite}.{name}"
             yield {**whose, "quantity": full, "unit": "percent", **numbers}

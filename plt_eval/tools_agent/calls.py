@@ -32,6 +32,6 @@ def _typed(arguments: str, kinds: Mapping[str, Any]) -> str:
         if isinstance(value, str) and kinds.get(name, {}).get("type", "string") != "string":
             try:
                 given[name] = json.loads(value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 given[name] = {"True": True, "False": False, "None": None}.get(value.strip(), value)
     return json.dumps(given)

@@ -35,8 +35,12 @@ CONVERSATIONS = 16
 """Conversations at a time, where the user does not say."""
 SPARE = 2
 """Tokens of the context that stay empty, as in the official handler of local models."""
+STEPS_A_TURN = 21
+"""Answers in one turn: the official limit of 20 steps, and the one that ends it."""
 TOO_LONG = "Error during inference: the prompt does not fit into the model's context"
 """The answer to a question that leaves no room for one; it counts as the official command counts its own such lines."""
+NO_END = "Error during inference: the conversation does not end"
+"""The result of a conversation that goes on after all of its turns: calls have shaped what is asked next."""
 
 
 class ToolsEngine:
@@ -86,8 +90,7 @@ class ToolsEngine:
             else:
                 fitting.append(fitted)
         if fitting:
-            for completion in self._engine.generate(fitting):
-                yield self._answered(completion)
+            yield from map(self._answered, self._drawn(fitting))
         if not several:
             return
         sandbox = self._open_sandbox()
@@ -116,6 +119,21 @@ class ToolsEngine:
 
     def _talks(self, request: GenerationRequest) -> bool:
         return "multi_turn" in self.sample(request).data["category"]
+
+    def _drawn(self, requests: list[GenerationRequest]) -> Iterator[Completion]:
+        """From an engine that knows its context all at once; from others one by one, since they refuse what is too
+        long when they see it."""
+        if not getattr(self._engine, "concurrent", False):
+            return self._engine.generate(requests)
+        return as_completed(self._alone, requests, workers=min(self._conversations, len(requests)))
+
+    def _alone(self, request: GenerationRequest) -> Completion:
+        try:
+            return next(iter(self._engine.generate([request])))
+        except UserError as refused:
+            if not refused_for_length(refused):
+                raise
+            return Completion(request.id, TOO_LONG, "length")
 
     def _with_tools(self, request: GenerationRequest) -> GenerationRequest:
         tools = self.sample(request).data["tools"] if self._mode == "native" else ()
@@ -180,7 +198,11 @@ class _Conversation:
         started = time.monotonic()
         question: dict[str, Any] = {"messages": self._sample.data["messages"], "tools": self._sample.data["tools"]}
         said: list[dict[str, Any]] = []
+        most = STEPS_A_TURN * len(self._sample.data["entry"]["question"])
         while "done" not in question:
+            if len(said) >= most:
+                question = {"done": NO_END}
+                break
             completion = self._asked(question)
             if completion is None:
                 question = {"done": TOO_LONG}

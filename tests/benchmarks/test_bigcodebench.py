@@ -26,7 +26,17 @@ from plt_benchmarks.bigcodebench.suites import (
     modules,
     unsolvable,
 )
-from plt_benchmarks.protocols import Answer, Sample, Sandbox, Score, SuiteData, SuiteError
+from plt_benchmarks.protocols import (
+    Answer,
+    Sample,
+    Sandbox,
+    SandboxError,
+    SandboxJob,
+    SandboxOutcome,
+    Score,
+    SuiteData,
+    SuiteError,
+)
 from plt_eval.cli.main import main
 from plt_eval.sandbox import open_sandbox
 
@@ -279,6 +289,26 @@ def task_func(x):
             pass
     os._exit(0)
 """,
+    "around the report that is sent": """
+import json, os, time
+open_fds = [fd for fd in os.listdir("/proc/self/fd") if os.path.islink("/proc/self/fd/" + fd)]
+pipes = sorted(int(fd) for fd in open_fds if os.readlink("/proc/self/fd/" + fd).startswith("pipe:"))
+report = {"stat": 0, "details": {"the last test, which has to fail": "x"}, "changed": [], "weak": [], "loaded": TESTS,
+          "ran": TESTS + 1, "bad": 1, "skipped": 0}
+told = {"program": "forged", "post_processing": "none", "ended": "done", "report": report}
+parent = os.getpid()
+if pipes and os.fork() == 0:
+    os.setsid()
+    os.write(pipes[0], (json.dumps(told)[:-1] + ', "x": ').encode())
+    while os.getppid() == parent:
+        time.sleep(0.0005)
+    time.sleep(0.003)
+    os.write(pipes[0], b"}")
+    os._exit(0)
+time.sleep(0.3)
+def task_func(x):
+    return 0
+""",
     "the judge is killed": """
 import ctypes, os
 def task_func(x):
@@ -318,10 +348,24 @@ def test_wrong_answers(scorer: BigCodeBenchScorer) -> None:
 
 @installed
 def test_hostile_answers_do_not_pass(scorer: BigCodeBenchScorer) -> None:
-    answers = [(TOY, Answer(text, solution=True)) for text in HOSTILE.values()]
+    tests = str(number_of_tests(ROW["test"]))
+    answers = [(TOY, Answer(text.replace("TESTS", tests), solution=True)) for text in HOSTILE.values()]
     for name, score in zip(HOSTILE, judged(scorer, answers), strict=True):
         assert (score.values, score.error) == ({"right": False}, None), (name, score)
         assert score.detail["why"], name
+
+
+@installed
+def test_a_sandbox_that_cannot_see_the_environment_is_refused_before_a_model_is_asked() -> None:
+    class Blind:
+        name = "blind"
+
+        def run(self, job: SandboxJob) -> SandboxOutcome:
+            assert job.environment is not None
+            raise SandboxError("an image cannot see it")
+
+    with pytest.raises(SandboxError, match="an image cannot see it"):
+        BIGCODEBENCH.scorer(Blind())
 
 
 @installed

@@ -8,12 +8,14 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from plt_benchmarks.cruxeval import CRUXEVAL_I, CRUXEVAL_I_COT, CRUXEVAL_O, CRUXEVAL_O_COT, CruxEvalSuite, predicted
-from plt_benchmarks.protocols import Answer, Sample, Sandbox, Score, SuiteError
+from plt_benchmarks.literals import DriverEnded
+from plt_benchmarks.protocols import Answer, Sample, Sandbox, SandboxJob, SandboxOutcome, Score, SuiteError
 from plt_eval.sandbox import open_sandbox
 
 ROW = {
@@ -264,3 +266,15 @@ def test_all_gold_answers_are_right_those_of_others_as_by_the_authors_rule(
     metrics = suite.metrics({s.id: [Score({"right": verdict})] for s, verdict in zip(data.samples, gold, strict=True)})
     assert metrics[f"{suite.name}.pass@1"].value == 1.0
     assert all(ast.parse(sample.data["code"]) for sample in data.samples)
+
+
+@pytest.mark.parametrize("suite", [CRUXEVAL_I, CRUXEVAL_O])
+def test_a_sandbox_that_does_not_work_is_no_verdict(suite: CruxEvalSuite, sandbox: Sandbox) -> None:
+    class Broken:
+        name = "broken"
+
+        def run(self, job: SandboxJob) -> SandboxOutcome:
+            return sandbox.run(replace(job, program="raise SystemExit('no room')"))
+
+    with pytest.raises(DriverEnded, match=r"did not start in the sandbox .*no room"):
+        judged(suite, Broken(), "assert f('x', 2) == ['x', 'x']")

@@ -341,6 +341,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if found is None:
             self.send_error(404)
             return
+        if "gzip" in self.headers.get("Accept-Encoding", ""):
+            self.send_error(400, "what is packed on the way cannot be checked")
+            return
         begin = int((self.headers.get("Range") or "bytes=0-")[6:-1])
         self.send_response(206 if begin else 200)
         self.send_header("Content-Length", str(len(found) - begin))

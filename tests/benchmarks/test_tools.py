@@ -184,6 +184,21 @@ def test_prompts_tell_the_functions_in_one_of_two_ways(problems: Callable[[str],
             },
             "makes no prompt of simple_0",
         ),
+        (
+            {
+                "BFCL_v3_simple.json": '{"id": "mine_0", "question": [[]], "function": []}',
+                "possible_answer/BFCL_v3_simple.json": '{"id": "mine_0", "ground_truth": []}',
+            },
+            "expected ids like simple_0, found mine_0",
+        ),
+        (
+            {
+                "BFCL_v3_simple.json": '{"id": "simple_0", "question": [[{"role": "user", "content": ""}]], '
+                '"function": []}',
+                "possible_answer/BFCL_v3_simple.json": '{"id": "simple_0", "ground_truth": ["f(1)"]}',
+            },
+            "simple_0: expected ground_truth to be a list of calls",
+        ),
     ],
 )
 def test_data_that_is_none(files: dict[str, str], said: str, tmp_path: Path) -> None:
@@ -641,8 +656,36 @@ def test_what_does_not_fit_and_what_breaks(sandbox: Sandbox, problems: Callable[
     def refuse(request: GenerationRequest) -> Completion:  # noqa: ARG001
         raise UserError("http://x refused: HTTP 400: maximum context length is 10 tokens")
 
-    (last,) = ToolsEngine(Scripted(refuse), suite_of(), samples, lambda: sandbox).generate(requests[2:])
-    assert last.text == TOO_LONG
+    server: Any = Scripted(refuse)
+    server.concurrent = True
+    refused = ToolsEngine(server, suite_of(), samples, lambda: sandbox).generate(requests)
+    assert [completion.text for completion in refused] == [TOO_LONG] * 3
+
+
+@official
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": 5}], "tools": []}, "executing the calls"),
+        ({"messages": [{"role": "user", "content": "x"}], "tools": [1]}, "executing the calls"),
+        ({"messages": [{"role": "user", "content": "x"}], "tools": []}, "does not end"),
+    ],
+)
+def test_questions_that_calls_have_shaped_end_the_conversation(
+    told: dict[str, Any], said: str, problems: Callable[[str], dict[str, Sample]]
+) -> None:
+    class Shaped:
+        name = "shaped"
+
+        def run(self, job: SandboxJob) -> SandboxOutcome:  # noqa: ARG002
+            return SandboxOutcome("exited", 0, json.dumps(told).encode(), b"", 0.1)
+
+    sample = problems("prompt")["multi_turn_base_0"]
+    engine = Scripted(lambda request: Completion(request.id, "[pwd()]", "stop"))
+    tools = ToolsEngine(engine, suite_of(), [sample], Shaped)
+    (completion,) = tools.generate([GenerationRequest(f"{sample.id}#0", Prompt(""))])
+    assert said in completion.text
+    assert len(engine.asked) <= 21 * len(sample.data["entry"]["question"])
 
 
 # --- calls of tools -----------------------------------------------------------------------------------
@@ -668,6 +711,7 @@ TOOL = {"function": {"name": "f", "parameters": {"properties": {"n": {"type": "i
         ("<function=f><parameter=n>many</parameter></function>", [("f", {"n": "many"})]),
         ("f(n=1)", []),
         ("<tool_call>{broken}</tool_call>", []),
+        ('<tool_call>{"name": "f", "arguments": {"n": ' + "[" * 20_000 + "]" * 20_000 + "}}</tool_call>", []),
     ],
 )  # fmt: skip
 def test_calls_as_models_write_them(text: str, calls: list[tuple[str, dict[str, Any]]]) -> None:

@@ -28,6 +28,7 @@ from plt_eval.lm_harness.models import EndpointLM, ModelLM, PltLM, wanted
 from plt_eval.lm_harness.official import MODEL, STARTUP, TARGET, register, run_official
 from plt_eval.lm_harness.results import is_share
 from plt_eval.lm_harness.tasks import hub_source
+from plt_eval.report.tables import _metric_rows
 from plt_eval.store import open_run
 
 DATA = os.environ.get("PLT_EVAL_DATA")
@@ -325,6 +326,14 @@ def test_lm_eval_knows_the_model_by_name_and_its_own_too() -> None:
         ({"pretrained": "plt-tiny:r2", "nonsense": 1}, "nonsense: with --model plt"),
         ({"pretrained": "plt-tiny:r2", "max_batch_size": 4}, "--max_batch_size has no effect"),
         ({"pretrained": "plt-tiny:r2", "device": "mps"}, "--device mps: expected cpu or cuda"),
+        ({"pretrained": "plt-tiny:r2", "decoder": "foo"}, "decoder=foo: expected auto, session, generate"),
+        ({"pretrained": "plt-tiny:r2", "dtype": "foo"}, "dtype=foo: expected auto, float32"),
+        ({"pretrained": "plt-tiny:r2", "compile": "bogus"}, "compile=bogus: expected auto, on, off"),
+        ({"pretrained": "plt-tiny:r2", "seed": "abc"}, "seed=abc: expected a number from 0"),
+        ({"engine": "openai", "endpoint": "x", "api_model": "m", "api": "chatt"}, "api=chatt: expected chat"),
+        ({"engine": "openai", "endpoint": "x", "api_model": "m", "concurrency": 0}, "concurrency=0: expected a number"),
+        ({"engine": "openai", "endpoint": "x", "api_model": "m", "retries": -1}, "retries=-1: expected a number"),
+        ({"engine": "openai", "endpoint": "x", "api_model": "m", "request_timeout": "abc"}, "expected a number of sec"),
         ({"engine": "vllm"}, "engine=vllm: expected hf or openai"),
         ({"engine": "openai"}, "needs endpoint and api_model"),
         ({"engine": "openai", "pretrained": "x"}, "pretrained: with --model plt and engine=openai"),
@@ -433,6 +442,8 @@ def test_numbers_that_are_no_shares_are_not_shown_in_percent(run: Command, loope
     out = run.capsys.readouterr().out
     assert f"{value:.4g}" in out
     assert "%" not in out.partition("values with 95% intervals")[0]
+    stored = open_run(Path(found["path"]))
+    assert list(_metric_rows(stored, "model")) == [], "table 2 is in percent"
 
 
 def test_texts_and_their_filters(run: Command, looped: Path) -> None:
@@ -455,6 +466,39 @@ def test_a_text_drawn_several_times(run: Command, looped: Path) -> None:
     assert warm["run_id"] != found["run_id"]
     (second, _) = open_run(Path(warm["path"])).completions()
     assert second.detail["texts"] != first.detail["texts"]
+
+
+def test_greedy_and_another_seed_instead_of_what_a_task_draws(run: Command, looped: Path) -> None:
+    asked = ("lm-eval:own_votes", "--model", looped, "--limit", "2")
+    (drawn,), (greedy,), (other,) = (run(*asked, *more) for more in ((), ("--temperature", "0"), ("--seed", "3")))
+    assert len({found["run_id"] for found in (drawn, greedy, other)}) == 3
+    texts = [
+        [completion.detail["texts"] for completion in open_run(Path(found["path"])).completions()]
+        for found in (drawn, greedy, other)
+    ]
+    assert all(len(set(each)) == 1 for each in texts[1])
+    assert texts[0] != texts[2]
+
+
+def test_a_task_with_functions_is_the_same_run_in_every_process(run: Command, looped: Path) -> None:
+    """Its functions stand in a file, and some are partial ones, which Python shows by their address."""
+    (run.tasks / "helpers.py").write_text(
+        "from functools import partial\n\n\ndef asked(doc, ending):\n    return said(doc) + ending\n\n\n"
+        "def said(doc):\n    return doc['question']\n\n\ntext = partial(asked, ending=' ')\n"
+    )
+    task = "include: own_sums.yaml\ntask: own_partial\ntag: null\ndoc_to_text: !function helpers.text\n"
+    (run.tasks / "own_partial.yaml").write_text(task)
+    line = [sys.executable, "-m", "plt_eval", *run.line("lm-eval:own_partial", "--model", looped, "--limit", "1")]
+
+    def runs() -> set[str]:
+        subprocess.run(line, check=True, capture_output=True)
+        return {folder.name for folder in run.results.iterdir()}
+
+    first = runs()
+    assert runs() == first
+    helpers = run.tasks / "helpers.py"
+    helpers.write_text(helpers.read_text().replace("doc['question']", "doc['question'] + ''"))
+    assert len(runs()) == 2
 
 
 def test_groups_and_tags(run: Command, looped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -623,6 +667,8 @@ def test_names_that_are_refused(run: Command, looped: Path, suite: str, message:
         ("own_sums", ("--data", "x.jsonl"), "--data has no effect on suite lm-eval: give tasks of your own"),
         ("own_sums", ("--scoring-workers", "2"), "--scoring-workers has no effect on suite lm-eval"),
         ("own_sums", ("--temperature", "1"), "--temperature has no effect on lm-eval:own_sums: the model writes no"),
+        ("own_sums", ("--temperature", "0"), "--temperature has no effect on lm-eval:own_sums: the model writes no"),
+        ("own_sums", ("--seed", "3"), "--seed has no effect on lm-eval:own_sums: nothing is drawn there"),
         ("own_sums", ("--max-new-tokens", "9"), "--max-new-tokens has no effect on lm-eval:own_sums"),
         ("own_votes", ("--num-fewshot", "2"), "--num-fewshot 2 has no effect on lm-eval:own_votes: the task itself"),
         ("own_top_k", (), "asks for text with top_k=5, which plt-eval's engines do not have"),

@@ -23,7 +23,7 @@ from plt_eval.store import MANIFEST, SAMPLES, RunRequest, RunWriter, check_run_i
 
 IDENTITY = Identity(
     suite="sums+",
-    suite_version="sums-1",
+    suite_version="sums-1+evalplus",
     data_sha256="d" * 64,
     prompts_sha256="e" * 64,
     engine="hf",

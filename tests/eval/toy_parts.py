@@ -39,7 +39,7 @@ class SumSuite:
     """What is a + b? `score_s` is how long judging one answer takes; `before` is called with each sample first."""
 
     name = "sums"
-    version = "sums-1"
+    version = "sums-1+evalplus"
     summary = "additions"
     extra = None
     runs_code = True

@@ -83,8 +83,6 @@ class BigCodeBenchScorer:
         }
         try:
             score = _score(self._run(request, self._font_files()), row["test"])
-        except OSError as error:
-            return Score(error=f"sandbox {self._sandbox.name}: {error}")
         except SuiteError as error:
             return Score(error=str(error))
         lacking = _lacking(score) if self._small else None

@@ -31,6 +31,7 @@ from plt_benchmarks.protocols import (
     Prompt,
     Sample,
     Sandbox,
+    SandboxJob,
     Score,
     Scorer,
     SuiteData,
@@ -131,8 +132,10 @@ class BigCodeBenchSuite:
         return Answer(f"{sample.data['complete_prompt']}\n{sample.data['canonical_solution']}", solution=True)
 
     def scorer(self, sandbox: Sandbox) -> Scorer:
-        """Raises SuiteError when the environment is not installed."""
-        return BigCodeBenchScorer(self.where, sandbox, begins_with_prompt=self.split == "complete")
+        """Raises SuiteError when the environment is not installed, and SandboxError when jobs cannot see it."""
+        scorer = BigCodeBenchScorer(self.where, sandbox, begins_with_prompt=self.split == "complete")
+        sandbox.run(SandboxJob("", environment=self.where.folder))  # before a model is asked
+        return scorer
 
     def metrics(self, scores: Mapping[str, Sequence[Score]]) -> dict[str, Metric]:
         """pass@k for each k up to the fewest answers that any problem has, over all problems and over those that can

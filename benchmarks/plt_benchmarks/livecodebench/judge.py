@@ -95,7 +95,7 @@ def _records(outcome: SandboxOutcome) -> Iterator[dict[str, Any]]:
     claim an output, which is compared like any other."""
     for line in outcome.stdout.split(b"\n")[:-1]:
         try:
-            record = json.loads(line)
+            record = json.loads(line, parse_int=_whole)
         except (ValueError, RecursionError):
             return
         if not isinstance(record, dict):
@@ -124,7 +124,7 @@ class _Expected:
         if function is None:
             return cls(True, text)
         try:
-            return cls(False, json.loads(text))
+            return cls(False, json.loads(text, parse_int=_whole))
         except (ValueError, RecursionError):
             raise JudgingError(f"the data's own output is no JSON: {text[:80]!r}") from None
 
@@ -136,6 +136,17 @@ class _Expected:
             return "returned" in record and bool(_restored(record["returned"]) == self.value)
         except (ArithmeticError, ValueError, TypeError, LookupError, RecursionError):
             return False  # what was sent is no output of the driver's
+
+
+MOST_DIGITS = 50_001
+"""Of a whole number in JSON, its sign included: as many as the driver sends."""
+
+
+def _whole(text: str) -> int:
+    """As many digits as the driver sends; Python's own limit holds for the whole process."""
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"{len(text)} digits")
+    return int(text) if len(text) < 4000 else int(Decimal(text))
 
 
 class _Nothing:

@@ -293,7 +293,7 @@ class LcbTestOutputScorer:
         self._sandbox = sandbox
 
     def score(self, sample: Sample, answer: Answer) -> Score:
-        """Value "right"; the detail says why not."""
+        """Value "right"; the detail says why not. Raises DriverEnded."""
         found = asserted_output(answer.text) if len(answer.text) <= MOST_CHARACTERS else None
         if found is None:
             return _wrong("", "no output was found in the answer")

@@ -187,7 +187,7 @@ def _get(url: str, dataset: str) -> bytes:
     try:
         response = httpx.get(url, follow_redirects=True, timeout=httpx.Timeout(READ_S, connect=CONNECT_S))
         response.raise_for_status()
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise SuiteError(f"cannot fetch {url}: {_why(error)}; {_instead(dataset)}") from None
     return response.content
 
@@ -199,8 +199,10 @@ def _fetch(url: str, path: Path, dataset: str, size: int | None = None, sha256: 
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "ab") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)  # another command may be fetching it
-            if path.is_file() and path.stat().st_size == size:
+            if path.is_file() and size in (None, path.stat().st_size):
                 return
+            if size is None:  # nobody knows whether an earlier try came to the end
+                stream.truncate(0)
             _stream(url, stream, size, dataset)
             found = file_sha256(partial)
             if sha256 is not None and found != sha256:
@@ -217,7 +219,7 @@ def _stream(url: str, stream: Any, size: int | None, dataset: str) -> None:
     begun = stream.seek(0, os.SEEK_END)
     if size is not None and begun >= size:
         return
-    headers = {"Range": f"bytes={begun}-"} if begun else {}
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={begun}-"} if begun else {})
     timeout = httpx.Timeout(READ_S, connect=CONNECT_S)
     try:
         with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=timeout) as response:
@@ -230,7 +232,7 @@ def _stream(url: str, stream: Any, size: int | None, dataset: str) -> None:
                 stream.write(chunk)
                 progress.add(len(chunk))
         stream.flush()
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         stream.flush()
         raise SuiteError(f"cannot fetch {url}: {_why(error)}; {_instead(dataset)}") from None
 

@@ -23,7 +23,12 @@ _MAINS = {
     "scala": r"^[ \t]*def\s+main\s*\(",
 }
 """Where a main function of the answer's own begins: the tests bring theirs."""
-_EXPORT = re.compile(r"^export\s+(?:default\s+)?(?=(?:async\s+)?function|const|let|class)", re.MULTILINE)
+_EXPORT = re.compile(
+    r"^export\s+(?:default\s+)?(?=(?:async\s+)?function|(?:abstract\s+)?class|const|let|var|type|interface|enum)"
+    r"|^(?:export\s+(?:default\s+\w+|\{[^}]*\})|module\.exports\s*=\s*(?:\w+|\{[^}]*\}))[ \t]*;?[ \t]*$",
+    re.MULTILINE,
+)
+"""Exports: the tests follow in the same file, which is no module."""
 _LITERAL = re.compile(r'"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])\'|//[^\n]*|/\*.*?\*/', re.DOTALL)
 
 
@@ -94,9 +99,7 @@ def _whole(language: Language, row: Mapping[str, Any], code: str) -> str:
     if language.key == "rkt":
         return above + re.sub(r"^#lang .*", "", code, flags=re.MULTILINE)
     if language.key in ("js", "ts"):
-        return re.sub(
-            r"^export\s+(?:default\s+)?(?=(?:async\s+)?function|const|let|class)", "", code, flags=re.MULTILINE
-        )
+        return _EXPORT.sub("", code)
     if language.key == "cpp" and re.search(r"^(?:union|struct)\s", code, re.MULTILINE):
         above = "".join(re.findall(r"^#include.*\n", above, re.MULTILINE))  # the answer repeats the prompt's types
     return above + code
@@ -104,11 +107,13 @@ def _whole(language: Language, row: Mapping[str, Any], code: str) -> str:
 
 def _in_class(language: Language, above: str, code: str, wanted: str) -> str:
     """The functions of the answer in a class Problem that its tests will close; imports and other classes before it."""
-    imports = re.findall(r"^[ \t]*(?:import|using)\s[^({]*$", code, re.MULTILINE)
+    imports = re.findall(r"^[ \t]*(?:import|using)\s[^({\n]*$", code, re.MULTILINE)
     for line in imports:
         code = code.replace(line, "", 1)
     functions, others = code, ""
-    for found in re.finditer(r"^[^\S\n]*[\w \t]*\b(?:class|object)\s+\w+[^{;\n]*\s*\{", code, re.MULTILINE):
+    # Possessive: an answer may be a hundred thousand spaces.
+    begins = r"^[ \t]*+(?:\w++[ \t]++)*?(?:class|object)\s++\w++[^{;\n]*+\s*+\{"
+    for found in re.finditer(begins, code, re.MULTILINE):
         end = _end_of_block(code, found.end() - 1)
         if wanted in _plain(code[found.end() : end]):
             functions, others = code[found.end() : end - 1], code[: found.start()] + code[end:]

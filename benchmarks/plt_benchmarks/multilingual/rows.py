@@ -84,7 +84,9 @@ def load_rows(hub: Hub, source: Path | None, languages: Sequence[Language], note
                 raise SuiteError(f"{place}: {checked['id']} is there for the second time")
             found[checked["id"]] = checked
     if not found:
-        raise SuiteError(f"{name}: expected {hub.benchmark} problems in {', '.join(keys)}, found none")
+        official = source is None and set(keys) <= set(NOT_OFFICIAL)
+        instead = "; HumanEval's own Python is --suite humaneval" if official else ""
+        raise SuiteError(f"{name}: expected {hub.benchmark} problems in {', '.join(keys)}, found none{instead}")
     absent = [each for each in languages if not any(row["language"] == each.key for row in found.values())]
     told = [*notes]
     if absent:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from plt_benchmarks.multilingual.judge import MultilingualScorer
 from plt_benchmarks.multilingual.languages import LANGUAGES, Language, language
-from plt_benchmarks.multilingual.rows import Benchmark, Hub, load_rows, problem_of
+from plt_benchmarks.multilingual.rows import NOT_OFFICIAL, Benchmark, Hub, load_rows, problem_of
 from plt_benchmarks.options import SuiteOptions
 from plt_benchmarks.protocols import (
     Answer,
@@ -36,7 +36,7 @@ from plt_benchmarks.protocols import (
 )
 from plt_benchmarks.statistics import mean, pass_metrics, wilson_interval
 
-JUDGE_VERSION = 1
+JUDGE_VERSION = 2
 REVISION = "8a4cb75204eb3d5855a81778db6b95bfc80c9136"
 INSTRUCTION = (
     "Complete the following {title} code. Answer with one fenced code block that holds the whole function, with the "
@@ -66,8 +66,9 @@ class MultilingualSuite:
         self.name = "-".join([base, *(each.key for each in self.chosen or ())])
         self.release = Hub("nuprl/MultiPL-E", REVISION, self.benchmark)
         self.version = f"MultiPL-E-{self.benchmark}-{REVISION[:7]}+judge-{JUDGE_VERSION}"
-        self.problems = sum(self._count(each) for each in self._asked)
-        minutes = sum(self._count(each) * each.seconds for each in self._asked) / 60 / 2
+        official = [each for each in self._asked if self.chosen or each.key not in NOT_OFFICIAL]
+        self.problems = sum(self._count(each) for each in official)
+        minutes = sum(self._count(each) * each.seconds for each in official) / 60 / 2
         self.cost = f"up to {max(1, round(minutes))} min on 2 cores"
         titles = ", ".join(each.title for each in self._asked)
         self.summary = f"MultiPL-E: {_TITLES[self.benchmark]}'s functions in other languages ({titles})"

@@ -217,9 +217,22 @@ def converse_step(sandbox: Sandbox, entry: Mapping[str, Any], mode: str, said: l
 
 
 def _is_question(told: Mapping[str, Any]) -> bool:
-    messages = told.get("messages")
-    return (
-        isinstance(messages, list)
-        and isinstance(told.get("tools"), list)
-        and all(isinstance(turn, dict) and turn.get("role") in ROLES for turn in messages)
-    )
+    messages, tools = told.get("messages"), told.get("tools")
+    lists = isinstance(messages, list) and isinstance(tools, list)
+    return lists and all(map(_is_turn, messages or ())) and all(map(_is_tool, tools or ()))
+
+
+def _is_turn(turn: Any) -> bool:
+    if not isinstance(turn, dict) or turn.get("role") not in ROLES:
+        return False
+    calls = turn.get("tool_calls") or []
+    return isinstance(calls, list) and all(isinstance(call, dict) for call in calls)
+
+
+def _is_tool(tool: Any) -> bool:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        return False
+    parameters = function.get("parameters")
+    kinds = parameters.get("properties", {}) if isinstance(parameters, dict) else None
+    return isinstance(kinds, dict) and all(isinstance(kind, dict) for kind in kinds.values())

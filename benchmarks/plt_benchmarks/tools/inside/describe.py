@@ -95,10 +95,24 @@ def _complete(path: Path, entries: list[dict[str, Any]]) -> list[dict[str, Any]]
 def _sample(
     path: Path, category: str, entry: dict[str, Any], answers: dict[str, dict[str, Any]], mode: str
 ) -> dict[str, Any]:
+    if entry["id"].rsplit("_", 1)[0] != category:
+        raise BadData(f"{path}: expected ids like {category}_0, found {entry['id']}")
     if "relevance" not in category and "ground_truth" not in answers.get(entry["id"], {}):
         raise BadData(f"{path.parent / 'possible_answer' / path.name}: {entry['id']} has no ground_truth")
     question = conversation(deepcopy(entry), mode, ())
     if "done" in question:
         raise BadData(f"{path}: the official package makes no prompt of {entry['id']}: {question['done']}")
     gold = answers[entry["id"]]["ground_truth"] if answers else None
+    if gold is not None and not _is_gold(gold, category):
+        wanted = "a list of turns" if "multi_turn" in category else "a list of calls"
+        where = path.parent / "possible_answer" / path.name
+        raise BadData(f"{where}: {entry['id']}: expected ground_truth to be {wanted}, found {str(gold)[:80]}")
     return {"id": entry["id"], "category": category, "entry": entry, "answer": gold, **question}
+
+
+def _is_gold(gold: Any, category: str) -> bool:
+    if not isinstance(gold, list):
+        return False
+    if "multi_turn" in category:
+        return all(isinstance(turn, list) for turn in gold)
+    return all(isinstance(call, dict) and all(isinstance(given, dict) for given in call.values()) for call in gold)
