@@ -92,6 +92,11 @@ PROBLEMS: dict[str, dict[str, Any]] = {
         "  assert.deepEqual(candidate(1),2);\n}\n\ntest();",
         "stop_tokens": ["\nfunction ", "\n/*", "\n//", "\nconsole.log"],
     },
+    "ts": {
+        "prompt": "//Twice x\nfunction twice(x: number): number {\n",
+        "tests": "declare var require: any;\nconst assert = require('node:assert');\n\n\nfunction test() {\n"
+        "  let candidate = twice;\n  assert.deepEqual(candidate(1),2);\n}\n\ntest();",
+    },
     "php": {
         "prompt": "<?php\n// Twice x\nfunction twice($x) {\n",
         "tests": "function candidate(...$args) {\n    return twice(...$args);\n}\n\nfunction test(): void {\n"
