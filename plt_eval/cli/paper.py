@@ -296,11 +296,23 @@ def _notes(measured: Sequence[Measured]) -> list[str]:
     lines = ["own values in points with 95% intervals; the mean is over the columns that ran, for both rows"]
     if any(result.metrics.missing for found in measured for result in found.results):
         lines.append("missing: broken in engine or judging, and counted nowhere; the same command tries them again")
+    parts = [part for found in measured if (part := _part(found))]
+    if parts:
+        lines.append(f"part of the benchmark only: {', '.join(parts)}")
     reasons: dict[str, list[str]] = {}
     for found in measured:
         if found.why:
             reasons.setdefault(found.why, []).append(_title(found))
     return lines + [f"{', '.join(names)}: {textwrap.shorten(why, MOST_OF_A_REASON)}" for why, names in reasons.items()]
+
+
+def _part(found: Measured) -> str | None:
+    """As in "HumanEval+ 5 of 164", where fewer problems than the benchmark has were to be judged."""
+    from plt_benchmarks.registry import get_suite
+
+    whole = get_suite(found.column.suite)[0].problems if found.results else 0
+    counts = {result.run.manifest.identity.problems for result in found.results}
+    return f"{_title(found)} {min(counts):,} of {whole:,}" if counts and min(counts) < whole else None
 
 
 MOST_OF_A_REASON = 300

@@ -83,6 +83,8 @@ def test_the_row_marks_what_could_not_run(capsys: pytest.CaptureFixture[str], tm
     assert code == 0
     assert "cannot" in out
     assert "this version has no suite none" in out
+    assert "part of the benchmark" not in out
+    assert "part of the benchmark only: HumanEval+ 3 of 20" in run(capsys, *command, "--limit", "3")[1]
 
 
 @pytest.mark.usefixtures("paper")
