@@ -176,7 +176,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """That bundle as the installed one, the toy suite in the registry, and an empty working directory."""
     monkeypatch.setattr(models, "BUNDLED", trained)
-    monkeypatch.setattr("plt_benchmarks.registry.get_suite", lambda _: [SumSuite(2)])
+    monkeypatch.setattr("plt_benchmarks.registry.get_suite", lambda *_: [SumSuite(2)])
     monkeypatch.setattr("plt_eval.sandbox.open_sandbox", lambda *_, **__: NoSandbox())
     _open_sandbox.cache_clear()
     monkeypatch.chdir(tmp_path)
