@@ -26,12 +26,11 @@ from plt_benchmarks.literals import (
     call_arguments,
     evaluated,
     expression,
-    how_it_ended,
     is_literal,
     run_program,
     source,
-    told,
 )
+from plt_benchmarks.outcomes import how_it_ended, told_by
 from plt_benchmarks.protocols import (
     Answer,
     Message,
@@ -141,7 +140,7 @@ class CruxEvalScorer:
                 return _wrong(shown, "the input cannot be evaluated to plain data")
             call = plain
         outcome = run_program(self._sandbox, _CHECK, {"code": sample.data["code"], "call": call, "output": output})
-        said = told(outcome)
+        said = told_by(outcome, str)
         if said is None:
             return _wrong(shown, how_it_ended(outcome))
         return Score({"right": said == "equal"}, judged=shown, detail={} if said == "equal" else {"why": said})

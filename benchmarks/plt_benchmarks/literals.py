@@ -10,6 +10,7 @@ import ast
 import json
 from dataclasses import replace
 
+from plt_benchmarks.outcomes import how_it_ended, told_by
 from plt_benchmarks.protocols import Sandbox, SandboxJob, SandboxLimits, SandboxOutcome
 
 MOST_CHARACTERS = 100_000
@@ -68,7 +69,7 @@ def source(node: ast.expr) -> str | None:
 def evaluated(sandbox: Sandbox, arguments: str) -> str | None:
     """`arguments` of a call as literals, None where they cannot be that. The expressions are the model's own, and so
     may be what they print: all that they can bring about is that other plain data is tried."""
-    text = told(run_program(sandbox, _EVALUATE, {"arguments": arguments}))
+    text = told_by(run_program(sandbox, _EVALUATE, {"arguments": arguments}), str)
     return text if text is not None and len(text) <= MOST_CHARACTERS and _plain_arguments(text) else None
 
 
@@ -80,25 +81,6 @@ def run_program(sandbox: Sandbox, program: str, request: dict[str, str]) -> Sand
     if word != b"ready":
         raise DriverEnded(f"the program did not start in the sandbox ({how_it_ended(outcome)})")
     return replace(outcome, stdout=said)
-
-
-def told(outcome: SandboxOutcome) -> str | None:
-    """What a program said, None if it did not end well or said something else."""
-    if outcome.status != "exited" or outcome.exit_code != 0:
-        return None
-    try:
-        text = json.loads(outcome.stdout)
-    except (ValueError, RecursionError):
-        return None
-    return text if isinstance(text, str) else None
-
-
-def how_it_ended(outcome: SandboxOutcome) -> str:
-    """In words, with the last line of its standard error."""
-    if outcome.status != "exited":
-        return outcome.status.replace("_", " ")
-    last = outcome.stderr.decode(errors="replace").strip().splitlines()[-1:]
-    return f"exit code {outcome.exit_code}" + (f": {last[0][:200]}" if last else "")
 
 
 def _plain_arguments(text: str) -> bool:

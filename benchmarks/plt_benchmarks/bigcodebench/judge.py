@@ -18,6 +18,7 @@ from plt_benchmarks.bigcodebench.driver import CANARY, WALL_FACTOR
 from plt_benchmarks.bigcodebench.environments import FULL, ONLY_FULL, SMALL
 from plt_benchmarks.datafiles import cache_folder
 from plt_benchmarks.environments import Environment
+from plt_benchmarks.outcomes import how_it_ended, told_by
 from plt_benchmarks.protocols import (
     Answer,
     Sample,
@@ -96,9 +97,9 @@ class BigCodeBenchScorer:
         with self._lock:
             if self._fonts is None:
                 kept = cache_folder() / "bigcodebench" / f"{self._folder.name}-fonts.json"
-                told = _kept(kept) or _told(outcome := self._run("fonts", {}))
+                told = _kept(kept) or told_by(outcome := self._run("fonts", {}), dict)
                 if told is None:
-                    raise SuiteError(f"environment {self._folder}: {_how(outcome)}")
+                    raise SuiteError(f"environment {self._folder}: {how_it_ended(outcome)}")
                 with suppress(OSError):
                     kept.parent.mkdir(parents=True, exist_ok=True)
                     partial = kept.with_name(f"{kept.name}.{os.getpid()}")
@@ -143,30 +144,12 @@ def _driver() -> str:
     return Path(__file__).with_name("driver.py").read_text()
 
 
-def _told(outcome: SandboxOutcome) -> dict[str, Any] | None:
-    """What the driver said, None if it did not end well."""
-    if outcome.status != "exited" or outcome.exit_code != 0:
-        return None
-    try:
-        told = json.loads(outcome.stdout)
-    except (ValueError, RecursionError):
-        return None
-    return told if isinstance(told, dict) else None
-
-
-def _how(outcome: SandboxOutcome) -> str:
-    if outcome.status != "exited":
-        return outcome.status.replace("_", " ")
-    last = outcome.stderr.decode(errors="replace").strip().splitlines()[-1:]
-    return f"exit code {outcome.exit_code}" + (f": {last[0][:200]}" if last else "")
-
-
 def _score(outcome: SandboxOutcome, test: str) -> Score:
-    told = _told(outcome)
+    told = told_by(outcome, dict)
     if told is None:
         if outcome.status == "exited" and (outcome.exit_code or 0) > 0:  # an exception in our own process
-            return Score(error=f"judging: {_how(outcome)}")
-        return Score({"right": False}, detail={"why": _how(outcome)})
+            return Score(error=f"judging: {how_it_ended(outcome)}")
+        return Score({"right": False}, detail={"why": how_it_ended(outcome)})
     detail: dict[str, Any] = {"post_processing": told["post_processing"]}
     report = told.get("report")
     detail |= {"why": told["ended"]} if report is None else _verdict(report, number_of_tests(test))

@@ -15,8 +15,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from plt_benchmarks.literals import how_it_ended
 from plt_benchmarks.livecodebench.cases import Cases
+from plt_benchmarks.outcomes import how_it_ended
 from plt_benchmarks.protocols import Sandbox, SandboxJob, SandboxLimits, SandboxOutcome
 
 LIMIT_S, EXTRA_S = 6, 5

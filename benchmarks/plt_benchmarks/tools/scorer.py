@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from plt_benchmarks.outcomes import how_it_ended, told_by
 from plt_benchmarks.protocols import Answer, Sample, Sandbox, SandboxOutcome, Score
 from plt_benchmarks.tools.package import in_environment, sandbox_job
 
@@ -105,9 +106,9 @@ class ToolsScorer:
         told = self._ask(request)
         if told.get("evaluates"):
             outcome = self._run({"kind": "decode", "mode": self._mode, "result": result})
-            decoding = _told(outcome)
+            decoding = told_by(outcome, dict)
             if decoding is None or not decoding.keys() & {"decoded", "error"}:
-                return _wrong(shown, f"decoding the answer: {_how(outcome)}")
+                return _wrong(shown, f"decoding the answer: {how_it_ended(outcome)}")
             told = self._ask({**request, "decoding": decoding})
         return _verdict(told, shown)
 
@@ -119,9 +120,9 @@ class ToolsScorer:
         if len(turns) != wanted:
             return _wrong(shown, f"the conversation ended in turn {len(turns)} of {wanted}")
         outcome = self._run({"kind": "execute", "mode": self._mode, "entry": entry, "turns": turns})
-        executed = _told(outcome)
+        executed = told_by(outcome, dict)
         if executed is None or not _well_formed(executed.get("turns"), wanted):
-            return _wrong(shown, f"executing the calls: {_how(outcome)}")
+            return _wrong(shown, f"executing the calls: {how_it_ended(outcome)}")
         request = {"kind": "conversation", "mode": self._mode, "entry": entry, "answer": sample.data["answer"]}
         return _verdict(self._ask({**request, "turns": executed["turns"]}), shown)
 
@@ -178,22 +179,6 @@ def _well_formed(turns: Any, wanted: int) -> bool:
     )
 
 
-def _told(outcome: SandboxOutcome) -> dict[str, Any] | None:
-    if outcome.status != "exited" or outcome.exit_code != 0:
-        return None
-    try:
-        told = json.loads(outcome.stdout)
-    except (ValueError, RecursionError):
-        return None
-    return told if isinstance(told, dict) else None
-
-
-def _how(outcome: SandboxOutcome) -> str:
-    if outcome.status != "exited":
-        return outcome.status.replace("_", " ")
-    return f"exit code {outcome.exit_code}" if outcome.exit_code else "it told nothing that can be judged"
-
-
 def _verdict(told: Mapping[str, Any], shown: str) -> Score:
     if told["valid"]:
         return Score({"right": True}, judged=shown)
@@ -210,9 +195,9 @@ def converse_step(sandbox: Sandbox, entry: Mapping[str, Any], mode: str, said: l
     "tools"}, or {"done": result}. Everything that was said before is executed again, in a sandbox of its own: a call
     that does not come to an end ends the conversation. Raises SandboxError and SuiteError."""
     outcome = sandbox.run(sandbox_job({"kind": "converse", "mode": mode, "entry": dict(entry), "said": said}))
-    told = _told(outcome)
+    told = told_by(outcome, dict)
     if told is None or not ("done" in told or _is_question(told)):
-        return {"done": f"Error during inference: executing the calls: {_how(outcome)}"}
+        return {"done": f"Error during inference: executing the calls: {how_it_ended(outcome)}"}
     return told
 
 
