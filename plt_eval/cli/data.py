@@ -74,7 +74,7 @@ def build_data(
             chosen = name or out.resolve().name
             manifests = {chosen: _build_sources(source or [], tokenizer or "bytes", out, chosen, settings)}
     except KeyboardInterrupt as stop:
-        typer.echo(f"plt-eval: interrupted: {stop or 'nothing was running'}", err=True)
+        typer.echo(f"plt-eval: interrupted: {str(stop) or 'the same command goes on'}", err=True)
         raise typer.Exit(130) from None
     output_console().print(_splits_table(manifests))
     for built in manifests.values():

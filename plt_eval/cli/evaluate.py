@@ -58,7 +58,7 @@ def report_runs(options: RunOptions, *, as_json: bool) -> bool:
         else:
             results = evaluate(options, console)
     except KeyboardInterrupt as stop:
-        typer.echo(f"plt-eval: interrupted: {stop or 'nothing was running'}", err=True)
+        typer.echo(f"plt-eval: interrupted: {str(stop) or 'the same command goes on'}", err=True)
         raise typer.Exit(130) from None
     if options.suite.lower() == PAPER:
         if as_json:

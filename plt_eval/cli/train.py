@@ -125,7 +125,7 @@ def _report(work: Callable[[Console], list[TrainResult]]) -> None:
     try:
         results = work(Console(stderr=True, highlight=False))
     except KeyboardInterrupt as stop:
-        typer.echo(f"plt-eval: interrupted: {stop or 'nothing was running'}", err=True)
+        typer.echo(f"plt-eval: interrupted: {str(stop) or 'the same command goes on'}", err=True)
         raise typer.Exit(130) from None
     if _is_main():
         _print_table(results)

@@ -57,7 +57,7 @@ def report_diagnoses(options: DiagnoseOptions, *, as_json: bool) -> None:
     try:
         results = diagnose_all(options, Console(stderr=True, highlight=False))
     except KeyboardInterrupt as stop:
-        typer.echo(f"plt-eval: interrupted: {stop or 'nothing was running'}", err=True)
+        typer.echo(f"plt-eval: interrupted: {str(stop) or 'the same command goes on'}", err=True)
         raise typer.Exit(130) from None
     found = [result.diagnosis for result in results]
     if as_json:

@@ -54,7 +54,7 @@ def report_study(options: StudyOptions, *, as_json: bool) -> bool:
 
         study = run_study(plan, Console(stderr=True, highlight=False))
     except KeyboardInterrupt as stop:
-        typer.echo(f"plt-eval: interrupted: {stop or 'nothing was running'}", err=True)
+        typer.echo(f"plt-eval: interrupted: {str(stop) or 'the same command goes on'}", err=True)
         raise typer.Exit(130) from None
     if as_json:
         print(study.model_dump_json(indent=2))
