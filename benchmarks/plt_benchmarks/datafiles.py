@@ -111,13 +111,36 @@ def rows(file: DataFile) -> Iterator[tuple[str, dict[str, Any]]]:
         if not line.strip():
             continue
         place = f"{file.source}, line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise SuiteError(f"{place}: expected a JSON object, found broken JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise SuiteError(f"{place}: expected a JSON object, found {type(row).__name__}")
-        yield place, row
+        yield place, parsed_row(place, line)
+
+
+def parsed_row(place: str, line: bytes) -> dict[str, Any]:
+    """The row in a line of JSON. Raises SuiteError, which names `place`."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise SuiteError(f"{place}: expected a JSON object, found broken JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise SuiteError(f"{place}: expected a JSON object, found {type(row).__name__}")
+    return row
+
+
+def parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each row of a parquet file, with its place ("file, row n"). Raises SuiteError."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise SuiteError(f"data {path}: cannot be read, {error}") from error
+    for number, row in enumerate(table.to_pylist(), 1):
+        yield f"{path}, row {number}", row
+
+
+def file_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each row of a file of JSON lines, compressed or not, or of parquet. Raises SuiteError."""
+    return parquet_rows(path) if path.suffix == ".parquet" else rows(DataFile(read_bytes(path), str(path), "", ""))
 
 
 def _released(release: Release) -> bytes:

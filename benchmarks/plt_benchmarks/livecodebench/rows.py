@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+from plt_benchmarks.datafiles import parquet_rows, parsed_row
 from plt_benchmarks.livecodebench.releases import file_sha256, joint_digest
 from plt_benchmarks.protocols import Sample, SuiteData, SuiteError
 
@@ -78,7 +79,9 @@ def rows_of(path: Path) -> Iterator[Row]:
     """Each row of a file. Raises SuiteError."""
     if path.name.endswith(".gz"):
         raise SuiteError(f"data {path}: expected .jsonl or .parquet, found a compressed file: unpack it first")
-    return _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
+    if path.suffix == ".parquet":
+        return ((place, None, row) for place, row in parquet_rows(path))
+    return _json_rows(path)
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
@@ -89,31 +92,9 @@ def _json_rows(path: Path) -> Iterator[Row]:
                 place = Place(path, number, offset, len(line))
                 offset += len(line)
                 if line.strip():
-                    yield str(place), place, _json_row(place, line)
+                    yield str(place), place, parsed_row(str(place), line)
     except OSError as error:
         raise SuiteError(f"data {path}: cannot be read, {error}") from error
-
-
-def _json_row(place: Place, line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise SuiteError(f"{place}: expected a JSON object, found broken JSON ({error})") from None
-    if not isinstance(row, dict):
-        raise SuiteError(f"{place}: expected a JSON object, found {type(row).__name__}")
-    return row
-
-
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise SuiteError(f"data {path}: cannot be read, {error}") from error
-    for number, row in enumerate(table.to_pylist(), 1):
-        yield f"{path}, row {number}", None, row
 
 
 def contest_day(place: str, row: Mapping[str, Any]) -> date:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from plt_benchmarks.datafiles import DataFile, read_bytes, rows
+from plt_benchmarks.datafiles import file_rows
 from plt_benchmarks.hub import fetch_hub, hub_cache, hub_url
 from plt_benchmarks.multilingual.languages import Language, language
 from plt_benchmarks.protocols import Sample, SuiteData, SuiteError
@@ -76,7 +76,7 @@ def load_rows(hub: Hub, source: Path | None, languages: Sequence[Language], note
         files, revision, name = _local_files(hub.benchmark, source), f"local:{source.name}", str(source)
     found: dict[str, dict[str, Any]] = {}
     for path in files:
-        for place, row in _rows(path):
+        for place, row in file_rows(path):
             checked = _checked(place, row, hub.benchmark, keys)
             if checked is None:
                 continue
@@ -155,21 +155,6 @@ def _local_files(benchmark: Benchmark, source: Path) -> list[Path]:
 def _other_format(file: Path) -> bool:
     """HumanEval-X's Python, which lies beside the translations in some copies: other ids, other keys."""
     return file.name.startswith("humaneval-python.")
-
-
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    if path.suffix != ".parquet":
-        yield from rows(DataFile(read_bytes(path), str(path), "", ""))
-        return
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        table = parquet.read_table(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise SuiteError(f"data {path}: cannot be read, {error}") from error
-    for number, row in enumerate(table.to_pylist(), 1):
-        yield f"{path}, row {number}", row
 
 
 def _hub_files(hub: Hub, keys: list[str]) -> list[Path]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from plt_benchmarks.datafiles import DataFile, read_bytes, rows
+from plt_benchmarks.datafiles import file_rows
 from plt_benchmarks.hub import fetch_hub, hub_cache, hub_url
 from plt_benchmarks.protocols import Sample, SuiteData, SuiteError
 
@@ -170,7 +170,7 @@ def load_rows(hub: HubSource, source: Path | None, check: Callable[[str, dict[st
         name = hub.url
     tasks: dict[str, Task] = {}
     for path in files:
-        for place, row in _rows(path):
+        for place, row in file_rows(path):
             task = check(place, row)
             if task.id in tasks:
                 raise SuiteError(f"{place}: instance {task.id} is there for the second time")
@@ -206,18 +206,3 @@ def _local_files(source: Path) -> list[Path]:
     if not wanted:
         raise SuiteError(f"data {source}: expected .parquet or .jsonl files in it, found none")
     return wanted
-
-
-def _rows(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
-    if path.suffix != ".parquet":
-        yield from rows(DataFile(read_bytes(path), str(path), "", ""))
-        return
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        table = parquet.read_table(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise SuiteError(f"data {path}: cannot be read, {error}") from error
-    for number, row in enumerate(table.to_pylist(), 1):
-        yield f"{path}, row {number}", row
