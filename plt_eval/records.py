@@ -29,6 +29,11 @@ Key = tuple[str, int]
 """Which completion: (sample id, sample index from 0)."""
 
 
+def storable(text: str) -> str:
+    """`text` without lone surrogates, which neither UTF-8 nor a program on disk can hold."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 class Record(BaseModel):
     """What all records share: unknown fields are an error, as are NaN and infinity."""
 

@@ -49,6 +49,7 @@ from plt_eval.records import (
     Key,
     Metrics,
     SampleRecord,
+    storable,
 )
 from plt_eval.store import Run, RunRequest, RunWriter, open_run
 from plt_eval.workers import WorkerPool
@@ -356,15 +357,15 @@ def _completion_record(key: Key, prompt: Prompt, completion: Completion) -> Comp
     return CompletionRecord(
         sample_id=key[0],
         index=key[1],
-        text=_storable(completion.text),
+        text=storable(completion.text),
         finish_reason=completion.finish_reason,
         chat=completion.chat,
         solution=completion.solution,
         prompt_tokens=completion.prompt_tokens,
         completion_tokens=completion.completion_tokens,
         seconds=completion.seconds,
-        error=None if completion.error is None else _storable(completion.error),
-        prompt_tail=_storable(asked[-PROMPT_TAIL:]),
+        error=None if completion.error is None else storable(completion.error),
+        prompt_tail=storable(asked[-PROMPT_TAIL:]),
         detail=dict(completion.detail),
     )
 
@@ -374,14 +375,14 @@ def _sample_record(key: Key, score: Score) -> SampleRecord:
         sample_id=key[0],
         index=key[1],
         values=dict(score.values),
-        judged=_storable(score.judged),
+        judged=storable(score.judged),
         detail=dict(score.detail),
-        error=None if score.error is None else _storable(score.error),
+        error=None if score.error is None else storable(score.error),
     )
 
 
 def _broken(key: Key, error: str) -> SampleRecord:
-    return SampleRecord(sample_id=key[0], index=key[1], values={}, judged="", detail={}, error=_storable(error))
+    return SampleRecord(sample_id=key[0], index=key[1], values={}, judged="", detail={}, error=storable(error))
 
 
 def _complete_problems(
@@ -397,11 +398,6 @@ def _complete_problems(
                 Score(values=record.values, judged=record.judged, detail=record.detail) for record in whole
             ]
     return scores
-
-
-def _storable(text: str) -> str:
-    """`text` without lone surrogates, which neither UTF-8 nor a program on disk can hold."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _one_line(text: str) -> str:

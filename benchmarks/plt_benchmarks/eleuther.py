@@ -6,12 +6,12 @@ only says which tasks are meant. Whoever runs it hands lm-eval a model (plt_eval
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from plt_benchmarks.hub import switched_off
 from plt_benchmarks.options import SuiteOptions
 from plt_benchmarks.protocols import (
     Answer,
@@ -61,8 +61,7 @@ class LmEvalSuite:
 
     def needs(self) -> Sequence[Need]:
         """The tasks' data: from the hub, unless that is switched off."""
-        offline = any(_is_set(name) for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"))
-        return (Need("Hugging Face hub", not offline, "unset HF_HUB_OFFLINE HF_DATASETS_OFFLINE"),)
+        return (Need("Hugging Face hub", switched_off() is None, "unset HF_HUB_OFFLINE HF_DATASETS_OFFLINE"),)
 
     def load(self, source: Path | None) -> SuiteData:  # noqa: ARG002
         raise self._lm_eval_does_that()
@@ -98,7 +97,3 @@ def chosen_tasks(key: str, selection: str | None, options: SuiteOptions) -> list
             f"--include-path {options.include_path}: expected a folder with task files (.yaml), found none"
         )
     return [LmEvalSuite(tasks, options.include_path, options.num_fewshot, name=f"{key}:{','.join(tasks)}")]
-
-
-def _is_set(name: str) -> bool:
-    return os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,12 @@ ANSWER_S = 10
 def hub_url(repo: str) -> str:
     """The data set's page."""
     return f"https://huggingface.co/datasets/{repo}"
+
+
+def switched_off() -> str | None:
+    """The variable that keeps the hub's libraries from asking it, None where none does."""
+    names = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+    return next((name for name in names if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")), None)
 
 
 def hub_cache(repo: str) -> Path:

@@ -29,6 +29,7 @@ from plt_eval.engines.hf import HFEngine
 from plt_eval.engines.hf_prompts import Job
 from plt_eval.errors import UserError
 from plt_eval.lm_harness.answers import AnswerRecord, Answers, Kind, Unanswered, request_keys, samples_text
+from plt_eval.records import storable
 
 logger = logging.getLogger("lm_eval.models.plt")
 """Below lm-eval's own, which its command shows."""
@@ -370,7 +371,7 @@ def _text(completion: Completion) -> AnswerRecord | str:
     return AnswerRecord(
         request=completion.request_id,
         kind="generate_until",
-        text=completion.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"),
+        text=storable(completion.text),
         finish_reason="length" if completion.finish_reason == "length" else "stop",
         prompt_tokens=completion.prompt_tokens,
         completion_tokens=completion.completion_tokens,

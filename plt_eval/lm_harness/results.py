@@ -15,7 +15,7 @@ from plt_benchmarks.protocols import Metric
 from plt_benchmarks.statistics import wilson_interval
 from plt_eval.lm_harness.answers import AnswerRecord, Answers
 from plt_eval.lm_harness.tasks import Asked, Chosen, Requests
-from plt_eval.records import PROMPT_TAIL, CompletionRecord, SampleRecord
+from plt_eval.records import PROMPT_TAIL, CompletionRecord, SampleRecord, storable
 
 Z_95 = 1.959963984540054
 RESAMPLES = 1000
@@ -196,7 +196,7 @@ def _completion(name: str, said: Sequence[Asked], told: Sequence[AnswerRecord], 
         completion_tokens=first.completion_tokens,
         seconds=first.seconds,
         error=None,
-        prompt_tail=_storable(str(said[0].arguments[0]))[-PROMPT_TAIL:],
+        prompt_tail=storable(str(said[0].arguments[0]))[-PROMPT_TAIL:],
         detail=detail,
     )
 
@@ -208,7 +208,7 @@ def _choices_text(said: Sequence[Asked], told: Sequence[AnswerRecord]) -> str:
         what = f" {one.arguments[1]!r}" if one.kind == "loglikelihood" else " (the whole text)"
         greedy = " (greedy)" if answer.greedy else ""
         lines.append(f"{-math.inf if answer.logprob is None else answer.logprob:.4f}{what[:LONGEST]}{greedy}")
-    return _storable("\n".join(lines))
+    return storable("\n".join(lines))
 
 
 def _verdict(
@@ -232,7 +232,7 @@ def _verdict(
     judged = ""
     if said[0].kind == "generate_until":
         detail["filtered"] = {sample["filter"]: _json(sample["filtered_resps"]) for sample in samples}
-        judged = _storable(str(samples[0]["filtered_resps"][0]))
+        judged = storable(str(samples[0]["filtered_resps"][0]))
     else:
         detail["log_likelihoods"] = [one.logprob for one in told]
     return SampleRecord(sample_id=name, index=0, values=values, judged=judged, detail=detail, error=None)
@@ -249,13 +249,9 @@ def _json(value: Any) -> Any:
     if _is_number(value):
         plain = value.item() if hasattr(value, "item") else value
         return plain if math.isfinite(plain) else str(plain)
-    return _storable(str(value))[:LONGEST]
+    return storable(str(value))[:LONGEST]
 
 
 def _is_number(value: Any) -> bool:
     """A real number of Python's or numpy's, yes and no included."""
     return isinstance(value, numbers.Real) or type(value).__name__ in ("bool", "bool_")
-
-
-def _storable(text: str) -> str:
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

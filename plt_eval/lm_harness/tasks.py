@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import os
 import random
 import re
 import sys
@@ -17,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from plt_benchmarks.hub import switched_off
 from plt_eval.errors import UserError
 from plt_eval.lm_harness.answers import Kind, request_keys
 from plt_eval.lm_harness.official import need_lm_eval
@@ -215,9 +215,8 @@ def _hub_trouble() -> str | None:
     import httpx
     from huggingface_hub import constants
 
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-        if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
-            return f"{name} is set"
+    if (name := switched_off()) is not None:
+        return f"{name} is set"
     try:
         httpx.head(constants.ENDPOINT, timeout=PROBE_S)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
