@@ -213,6 +213,8 @@ class MetricRecord(Record):
     definition: str
     share: bool = True
     stderr: float | None = None
+    lower_is_better: bool = False
+    has_interval: bool = True
 
 
 class Metrics(Record):

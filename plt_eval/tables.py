@@ -37,7 +37,7 @@ def percent(metric: MetricRecord) -> str:
 
 def interval(metric: MetricRecord) -> str:
     """As in "[37.5, 52.9]", in percent; of what is no share as it is, and "-" where nobody knows one."""
-    unknown = metric.n == 1 or not metric.share or "no interval" in metric.definition
+    unknown = metric.n == 1 or not metric.share or not metric.has_interval
     if metric.low == metric.high and metric.stderr is None and unknown:
         return "-"
     scale, form = (100, ".1f") if metric.share else (1, ".4g")

@@ -101,7 +101,7 @@ class Score:
 class Metric:
     """One number of a run: value in [0, 1], the number of problems behind it, a 95% interval over problems,
     and the definition in words. A value of another kind says so by `share` false; `stderr` is its standard error, where
-    the official scorer gives one."""
+    the official scorer gives one. Without an interval, `low` and `high` are the value."""
 
     value: float
     n: int
@@ -110,6 +110,8 @@ class Metric:
     definition: str
     share: bool = True
     stderr: float | None = None
+    lower_is_better: bool = False
+    has_interval: bool = True
 
 
 # --- the sandbox, as a suite sees it ------------------------------------------------------------------

@@ -161,7 +161,7 @@ def _evaluate_lm_eval(suite: LmEvalSuite, options: RunOptions, console: Console)
     from plt_eval.lm_harness.command import run_lm_eval
 
     check_lm_eval(options)
-    check_options(options)
+    check_options(options, tasks_draw=True)
     notify = _notes(console)
     models = _models(options, notify)
     several = len(models) * len(suite.tasks) > 1

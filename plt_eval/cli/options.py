@@ -70,8 +70,9 @@ NEEDED = {"hf": (), "openai": ("endpoint", "api_model"), "replay": ("completions
 MOST_LOOPS = 64
 
 
-def check_options(options: RunOptions) -> None:
-    """Raises UserError for options that contradict each other, miss each other, or have no effect."""
+def check_options(options: RunOptions, *, tasks_draw: bool = False) -> None:
+    """Raises UserError for options that contradict each other, miss each other, or have no effect. `tasks_draw`:
+    without a --temperature the suite's tasks may draw text at random by themselves, so that a seed has an effect."""
     for field in fields(options):
         given = getattr(options, field.name) is not None
         engines = ONLY_WITH.get(field.name)
@@ -87,7 +88,7 @@ def check_options(options: RunOptions) -> None:
         raise UserError(f"--sandbox-image has no effect with --sandbox {options.sandbox}: it belongs to docker")
     if options.compile is not None and options.decoder == "generate":
         raise UserError(f"--compile {options.compile} has no effect with --decoder generate: it belongs to session")
-    _check_decoding(options)
+    _check_decoding(options, tasks_draw=tasks_draw)
     if options.loops is not None:
         parse_loops(options.loops)
     parse_batch_size(options.batch_size)
@@ -109,7 +110,7 @@ def parse_loops(text: str) -> list[int]:
     return list(dict.fromkeys(counts))
 
 
-def _check_decoding(options: RunOptions) -> None:
+def _check_decoding(options: RunOptions, *, tasks_draw: bool) -> None:
     if options.temperature is not None and not math.isfinite(options.temperature):
         raise UserError(f"--temperature {options.temperature}: expected a finite number, 0 or above")
     if options.top_p is not None and not 0 < options.top_p <= 1:
@@ -120,9 +121,8 @@ def _check_decoding(options: RunOptions) -> None:
         raise UserError(
             f"--n-samples {options.n_samples} at temperature 0 would draw the same text every time: add --temperature"
         )
-    for name in ("top_p", "seed"):
-        tasks_own = name == "seed" and options.temperature is None and options.suite.lower().startswith("lm-eval:")
-        if getattr(options, name) is not None and not tasks_own:
+    for name in ("top_p",) if tasks_draw and options.temperature is None else ("top_p", "seed"):
+        if getattr(options, name) is not None:
             raise UserError(f"{flag(name)} has no effect at temperature 0: add --temperature")
 
 

@@ -47,7 +47,8 @@ def metrics_of(chosen: Chosen, results: Mapping[str, Any], suite: str, version: 
         for metric, filtered, value, stderr in _numbers(results["results"][part]):
             share = [shares.get((leaf, metric, filtered)) for leaf in leaves]
             name = "/".join([f"{suite}.{metric_name(metric, filtered)}", *chosen.parts[part]])
-            about = _about(results, part, metric, filtered, version)
+            lower = (results.get("higher_is_better", {}).get(part) or {}).get(metric) is False
+            about = _about(results, part, metric, filtered, version, lower_is_better=lower)
             items = _by_metric(results["samples"][part])[metric, filtered] if part in chosen.tasks else []
             found[name] = _metric(
                 value,
@@ -55,6 +56,7 @@ def metrics_of(chosen: Chosen, results: Mapping[str, Any], suite: str, version: 
                 _count(results["results"][part], metric, filtered),
                 about,
                 share=bool(share) and all(one is not False for one in share) and any(share),
+                lower_is_better=lower,
                 own=_own_interval(chosen.tasks.get(part), metric, items, value),
             )
     return found
@@ -80,7 +82,14 @@ def _numbers(row: Mapping[str, Any]) -> Iterator[tuple[str, str, float, float | 
 
 
 def _metric(
-    value: float, stderr: float | None, n: int, about: str, *, share: bool, own: tuple[float, float, str] | None
+    value: float,
+    stderr: float | None,
+    n: int,
+    about: str,
+    *,
+    share: bool,
+    lower_is_better: bool,
+    own: tuple[float, float, str] | None,
 ) -> Metric:
     if own is not None:
         low, high, how = own
@@ -94,17 +103,20 @@ def _metric(
     else:
         low = high = value
         how = "no interval: lm-eval gives no standard error"
-    return Metric(value, n, low, high, f"{about}; {how}", share=share, stderr=stderr)
+    known = own is not None or stderr is not None
+    about = f"{about}; {how}"
+    return Metric(value, n, low, high, about, share, stderr, lower_is_better=lower_is_better, has_interval=known)
 
 
-def _about(results: Mapping[str, Any], part: str, metric: str, filtered: str, version: str) -> str:
+def _about(
+    results: Mapping[str, Any], part: str, metric: str, filtered: str, version: str, *, lower_is_better: bool
+) -> str:
     kind = "group" if part in results.get("group_subtasks", {}) else "task"
     shots = results.get("n-shot", {}).get(part)
     facts = [f"version {results.get('versions', {}).get(part)}"]
     facts += [] if shots is None else [f"{shots}-shot"]
     facts += [] if filtered == "none" else [f"filter {filtered}"]
-    better = (results.get("higher_is_better", {}).get(part) or {}).get(metric)
-    facts += [] if better is not False else ["lower is better"]
+    facts += ["lower is better"] if lower_is_better else []
     return f"{metric} of {kind} {part} ({', '.join(facts)}) as {version} computes it"
 
 

@@ -276,7 +276,7 @@ def _metrics(
         name
         for metrics in by_loops.values()
         for name, metric in metrics.items()
-        if metric.share and "lower is better" not in metric.definition and name.count("/") <= 1
+        if metric.share and not metric.lower_is_better and name.count("/") <= 1
     )
     found = []
     for name in names:

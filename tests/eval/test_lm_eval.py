@@ -28,8 +28,10 @@ from plt_eval.lm_harness.models import EndpointLM, ModelLM, PltLM, wanted
 from plt_eval.lm_harness.official import MODEL, STARTUP, TARGET, register, run_official
 from plt_eval.lm_harness.results import is_share
 from plt_eval.lm_harness.tasks import hub_source
+from plt_eval.records import MetricRecord
 from plt_eval.report.tables import _metric_rows
 from plt_eval.store import open_run
+from plt_eval.tables import interval
 
 DATA = os.environ.get("PLT_EVAL_DATA")
 real = pytest.mark.skipif(DATA is None, reason="PLT_EVAL_DATA is not set")
@@ -774,6 +776,12 @@ def test_which_metrics_are_shares() -> None:
     assert not is_share(named("weighted_perplexity"), "m", [(0.1, 2)])
     assert is_share(named("f1_score"), "m", [(1, 1)])
     assert not is_share(named("matthews_corrcoef"), "m", [(1, 1)])
+
+
+def test_a_metric_without_an_interval_shows_none() -> None:
+    record = MetricRecord(value=0.5, n=2, low=0.5, high=0.5, definition="", has_interval=False)
+    assert interval(record) == "-"
+    assert interval(record.model_copy(update={"has_interval": True})) == "[50.0, 50.0]"
 
 
 def test_the_listing_has_a_line_for_it(capsys: pytest.CaptureFixture[str]) -> None:
