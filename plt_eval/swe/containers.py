@@ -239,10 +239,14 @@ def _follow_the_commands_context() -> None:
 
 
 def estimated_bytes(missing: Sequence[Task], keep: KeepImages, at_once: int = 4) -> int:
-    """Disk that pulling the images of `missing` needs, by their number and their environments: an estimate. Images that
-    go again are there `at_once` at most."""
-    environments = len({task.environment for task in missing})
-    further = len(missing) - environments
+    """Disk that pulling the images of `missing` needs, by their number and their environments: an estimate."""
+    return disk_of_images(len(missing), len({task.environment for task in missing}), keep, at_once)
+
+
+def disk_of_images(images: int, environments: int, keep: KeepImages, at_once: int = 4) -> int:
+    """Bytes that so many images of so many environments need: an estimate. Images that go again are there `at_once` at
+    most."""
+    further = images - environments
     if keep == "none":  # a few at a time
         environments, further = min(at_once, environments), 0
     elif keep == "env":
