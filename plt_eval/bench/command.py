@@ -79,7 +79,7 @@ def _run(kind: str, options: BenchOptions, console: Any) -> tuple[dict[str, Any]
     from plt_eval.bench.progress import BenchProgress
     from plt_eval.bench.rounds import Stopwatch
     from plt_eval.cli.options import parse_loops
-    from plt_eval.engines.hf import pick_device
+    from plt_eval.engines.checkpoint import pick_device
 
     first = () if kind == "diagnose" else (1,)
     loops = tuple(dict.fromkeys((*first, *parse_loops(options.loops))))

@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from plt_diagnostics import open_model
 from plt_diagnostics.adapters.protocol import LoopedModel
-from plt_eval.engines.hf import folder_label, pick_device, pick_dtype
+from plt_eval.engines.checkpoint import folder_label, pick_device, pick_dtype
 from plt_eval.engines.hf_batches import out_of_memory
 from plt_eval.errors import UserError
 from plt_eval.models import ResolvedModel, no_such_model

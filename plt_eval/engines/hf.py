@@ -13,30 +13,25 @@ measured by hf_likelihood; hf_prompts stands between text and tokens.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from plt_eval.engines.base import Completion, GenerationRequest, Loglikelihood, LoglikelihoodRequest
+from plt_eval.engines.checkpoint import Checkpoint, pick_device, pick_dtype
 from plt_eval.engines.hf_batches import BatchSize
 from plt_eval.engines.hf_generate import GenerateDecoder
 from plt_eval.engines.hf_likelihood import Likelihoods
-from plt_eval.engines.hf_prompts import Job, Prompts
+from plt_eval.engines.hf_prompts import Job
 from plt_eval.engines.hf_session import SessionDecoder
 from plt_eval.errors import UserError
-from plt_eval.models import no_such_model
-from plt_model import PLTConfig, PLTForCausalLM
-from plt_model.loading import CheckpointError, load_model, one_line, read_config, weight_files, weights_hash
-from plt_model.tokenizer import byte_tokenizer
+from plt_model import PLTForCausalLM
+from plt_model.loading import CheckpointError, load_model, one_line
 
 
 class HFEngine:
@@ -77,23 +72,19 @@ class HFEngine:
     ) -> None:
         transformers_logging.disable_progress_bar()
         transformers_logging.set_verbosity_error()  # what matters of its warnings is said through `notify`
-        self.folder, self.notify = Path(model), notify
-        if not self.folder.is_dir():
-            raise UserError(f"--model {no_such_model(str(model))}")
-        self.label = folder_label(self.folder) if label is None else label
+        self.notify = notify
+        self.checkpoint = Checkpoint(model, label=label, loops=loops, loop_mode=loop_mode)
         self.device = pick_device(device)
-        self.is_plt = _model_type(self.folder) == PLTConfig.model_type
-        if not self.is_plt and (loops not in (None, 1) or loop_mode not in (None, "plt")):
-            raise UserError(f"--loops {loops}: {self.folder} is no PLT checkpoint; only those can run several loops")
         self.dtype = pick_dtype(dtype, self.folder, self.device, notify)
         try:
-            self.weights_sha256 = weights_hash(self.folder)
+            self.weights_sha256 = self.checkpoint.weights_sha256
             self.model: Any = self._load(loops, loop_mode, attention)
         except CheckpointError as broken:
             raise UserError(f"--model {broken}") from broken
-        self.tokenizer: Any = self._load_tokenizer(tokenizer)
-        use_chat = self._decide_chat(chat_template)
-        self.prompts = Prompts(self.tokenizer, use_chat=use_chat, eos=_eos_ids(self.model, self.tokenizer))
+        self.prompts = self.checkpoint.prompts(
+            self.model.config, self.model.generation_config, tokenizer=tokenizer, chat_template=chat_template
+        )
+        self.tokenizer: Any = self.prompts.tokenizer
         self.model.generation_config = GenerationConfig()
         self.batch = BatchSize(batch_size, self.device, notify)
         self.decoder: Any = self._decide_decoder(decoder, compile)
@@ -133,26 +124,6 @@ class HFEngine:
             self.notify(str(warning.message))
         return model
 
-    def _load_tokenizer(self, chosen: str | None) -> Any:
-        if chosen == "bytes":
-            return byte_tokenizer(self.model.config.vocab_size)
-        where = self.folder if chosen is None else Path(chosen)
-        if not any((where / f).exists() for f in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
-            raise UserError(f"{where}: no tokenizer in it; pass --tokenizer FOLDER, or --tokenizer bytes")
-        tokenizer = AutoTokenizer.from_pretrained(where, padding_side="left")
-        if len(tokenizer) > self.model.config.vocab_size:
-            raise UserError(
-                f"{where}: the tokenizer has {len(tokenizer)} tokens, the model {self.model.config.vocab_size}: "
-                "they do not belong together"
-            )
-        return tokenizer
-
-    def _decide_chat(self, wanted: str) -> bool:
-        has = getattr(self.tokenizer, "chat_template", None) is not None
-        if wanted == "on" and not has:
-            raise UserError("--chat-template on: the tokenizer has no chat template")
-        return has and wanted != "off"
-
     def _decide_decoder(self, wanted: str, compile: Literal["auto", "on", "off"]) -> SessionDecoder | GenerateDecoder:
         config = self.model.config
         one_trip = self.is_plt and config.one_trip_decode
@@ -169,22 +140,18 @@ class HFEngine:
             raise UserError("--compile on has no effect with decoder generate: it belongs to session")
         return GenerateDecoder(self.model, self.prompts, self.batch)
 
+    @property
+    def folder(self) -> Path:
+        """The checkpoint's."""
+        return self.checkpoint.folder
+
+    @property
+    def is_plt(self) -> bool:
+        """Whether it can run several loops."""
+        return self.checkpoint.is_plt
+
     def identity(self) -> Mapping[str, Any]:
-        config = self.model.config.to_dict()
-        for noise in ("_name_or_path", "transformers_version", "dtype", "architectures"):
-            config.pop(noise, None)
-        template = self.tokenizer.chat_template if self.prompts.use_chat else None
-        return {
-            "engine": self.name,
-            "model": self.label,
-            "weights_sha256": self.weights_sha256,
-            "config_sha256": _sha256(json.dumps(config, sort_keys=True, default=str)),
-            "loops": config.get("plt_num_loops", 1),
-            "loop_mode": config.get("plt_loop_mode", "plt") if self.is_plt else None,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "tokenizer_sha256": _sha256(json.dumps(sorted(self.tokenizer.get_vocab().items()))),
-            "chat_template_sha256": None if template is None else _sha256(str(template)),
-        }
+        return self.checkpoint.identity(self.name, self.model.config, self.dtype, self.prompts)
 
     def facts(self) -> Mapping[str, str]:
         """How it computes: the decoder and the attention."""
@@ -244,70 +211,3 @@ class HFEngine:
         self.model = self.decoder = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def folder_label(folder: Path) -> str:
-    """The folder's name; of RUN/model, where trainings leave their models, RUN, and of RUN/r2/model RUN-r2.
-
-    No slash is in it: of a path, records show the last part only.
-    """
-    folder = folder.resolve()
-    if folder.name != "model":
-        return folder.name
-    training = folder.parent
-    names = [training.parent.name, training.name] if re.fullmatch(r"r\d+", training.name) else [training.name]
-    return "-".join(filter(None, names)) or folder.name
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name; "auto" is a GPU where torch sees one. Raises UserError."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no CUDA device here")
-    return torch.device(name)
-
-
-def pick_dtype(name: str, folder: Path, device: torch.device, notify: Callable[[str], None]) -> torch.dtype:
-    """The type of that name; "auto" is the checkpoint's own on a GPU, and on a CPU float32 where that fits in memory
-    (`notify` hears when it does not)."""
-    if name != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    saved = getattr(torch, str(config.get("dtype", config.get("torch_dtype"))).removeprefix("torch."), None)
-    own = saved if isinstance(saved, torch.dtype) else torch.float32
-    if device.type != "cpu" or own == torch.float32:
-        return own
-    size = sum(file.stat().st_size for file in weight_files(folder))
-    if 2 * size > 0.6 * psutil.virtual_memory().available:
-        notify(f"running in {str(own).removeprefix('torch.')}: float32 would not fit in this machine's memory")
-        return own
-    return torch.float32
-
-
-def _model_type(folder: Path) -> str:
-    """The checkpoint's model_type, read without trusting the rest of the file."""
-    path = folder / "config.json"
-    if folder.is_dir() and path.is_file():
-        try:
-            kind = json.loads(path.read_text()).get("model_type")
-        except (ValueError, AttributeError):
-            kind = None
-        if isinstance(kind, str) and kind != PLTConfig.model_type:
-            return kind
-    try:
-        read_config(folder)
-    except CheckpointError as broken:
-        raise UserError(f"--model {broken}") from broken
-    return PLTConfig.model_type
-
-
-def _eos_ids(model: Any, tokenizer: Any) -> list[int]:
-    found: set[int] = set()
-    for value in (model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id):
-        found.update([value] if isinstance(value, int) else (value or []))
-    return sorted(token for token in found if token < model.config.vocab_size)
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -46,7 +46,7 @@ class Likelihoods:
     def score(self, requests: Iterable[LoglikelihoodRequest]) -> Iterator[Loglikelihood]:
         """In an order of its own. Trailing spaces of the context count as the continuation's, as the tokens that span
         the border do. Raises UserError when memory runs out for good."""
-        yield from self.score_tokens((request.id, *self._split(request)) for request in requests)
+        yield from self.score_tokens((one.id, *self.prompts.border(one)) for one in requests)
 
     def score_tokens(self, requests: Iterable[tuple[str, list[int], list[int]]]) -> Iterator[Loglikelihood]:
         """What `score` does, of requests in tokens: (id, context, continuation), at least one token of context each."""
@@ -71,18 +71,6 @@ class Likelihoods:
             else:
                 alone.append(_Group(context, [(request_id, continuation)]))
         return [*groups.values(), *alone]
-
-    def _split(self, request: LoglikelihoodRequest) -> tuple[list[int], list[int]]:
-        """-> tokens of the context, at least one, and of the continuation."""
-        spaces = len(request.context) - len(request.context.rstrip())
-        context = request.context[: len(request.context) - spaces]
-        whole = self.prompts.tokens(request.context + request.continuation)
-        start = len(self.prompts.tokens(context)) if context else 0
-        if start == 0:
-            first = self.prompts.first_id
-            whole = whole if whole[:1] == [first] else [first, *whole]
-            start = 1
-        return whole[:start], whole[start:]
 
     @torch.inference_mode()
     def _score(self, groups: list[_Group]) -> list[Loglikelihood]:

@@ -1,4 +1,4 @@
-"""Between text and tokens: what the in-process engine reads for a prompt, and what text its tokens are.
+"""Between text and tokens: what the engines that compute themselves read for a prompt, and what text its tokens are.
 
 prompts = Prompts(tokenizer, use_chat=True, eos=[2])
 job = prompts.job(request)                 # token ids, limit, stop strings
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from plt_benchmarks.protocols import Prompt
-from plt_eval.engines.base import Completion, Decoding, FinishReason, GenerationRequest
+from plt_eval.engines.base import Completion, Decoding, FinishReason, GenerationRequest, LoglikelihoodRequest
 from plt_eval.errors import UserError
 
 _CUT = "-----the-answer-continues-here-----"
@@ -132,6 +132,18 @@ class Prompts:
         ids: list[int] = self.tokenizer(text, **options)["input_ids"]
         bos = self.tokenizer.bos_token_id
         return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
+
+    def border(self, request: LoglikelihoodRequest) -> tuple[list[int], list[int]]:
+        """-> tokens of the context, at least one, and of the continuation. Trailing spaces of the context count as the
+        continuation's, as the tokens that span the border do."""
+        spaces = len(request.context) - len(request.context.rstrip())
+        context = request.context[: len(request.context) - spaces]
+        whole = self.tokens(request.context + request.continuation)
+        start = len(self.tokens(context)) if context else 0
+        if start == 0:
+            whole = whole if whole[:1] == [self.first_id] else [self.first_id, *whole]
+            start = 1
+        return whole[:start], whole[start:]
 
     def pad(self, sequences: Sequence[Sequence[int]], *, left: bool, device: torch.device) -> tuple[Tensor, Tensor]:
         """Ids and attention mask, int64 [sequences, longest], filled up on one side."""
