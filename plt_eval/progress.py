@@ -14,10 +14,11 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -36,9 +37,27 @@ LOG_EVERY_S = 30.0
 """Where no bar can be drawn (a log file), one line so often, in seconds."""
 
 
+def _nothing() -> Sequence[str]:
+    return ()
+
+
+class _Bar(Progress):
+    """With the lines of `below` under it, as they are when it is drawn."""
+
+    def __init__(self, *columns: ProgressColumn, below: Callable[[], Sequence[str]], **options: Any) -> None:
+        self._below = below
+        super().__init__(*columns, **options)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        for line in self._below():
+            yield Text(line, no_wrap=True, overflow="ellipsis")
+
+
 class LoggedBar(ABC):
     """A bar with `columns` between it and its clocks, for one task; where it cannot be drawn, `_log` prints a line in
-    place of it. `total`, `completed` and `fields` are the task's as rich.progress has them. Use as a context manager.
+    place of it. `total`, `completed` and `fields` are the task's as rich.progress has them; `below` is asked for lines
+    to draw under it. Use as a context manager.
     """
 
     def __init__(
@@ -48,17 +67,19 @@ class LoggedBar(ABC):
         *columns: ProgressColumn,
         total: float | None,
         completed: int = 0,
+        below: Callable[[], Sequence[str]] = _nothing,
         **fields: Any,
     ) -> None:
         self._console = console
         self._logged_at = time.monotonic()
-        self._bar = Progress(
+        self._bar = _Bar(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             *columns,
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("left"),
+            below=below,
             console=console,
             disable=not console.is_terminal,
         )
@@ -89,13 +110,15 @@ class LoggedBar(ABC):
 class RunProgress(LoggedBar):
     """A bar over the samples of one run. Thread-safe."""
 
-    def __init__(self, console: Console, title: str, *, total: int) -> None:
+    def __init__(
+        self, console: Console, title: str, *, total: int, below: Callable[[], Sequence[str]] = _nothing
+    ) -> None:
         self._lock = threading.Lock()
         self._passes: Counter[str] = Counter()
         self._drawn = 0
         self._missing = 0
         counts = TextColumn("{task.fields[passes]}", markup=False)
-        super().__init__(console, title, MofNCompleteColumn(), counts, Rate(), total=total, passes="")
+        super().__init__(console, title, MofNCompleteColumn(), counts, Rate(), total=total, below=below, passes="")
 
     def resume(self, samples: list[SampleRecord], drawn: int) -> None:
         """Count what an earlier session left: its verdicts, and completions that still await theirs."""

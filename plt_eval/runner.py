@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -37,7 +38,7 @@ from plt_benchmarks.protocols import (
     SuiteData,
     SuiteError,
 )
-from plt_eval.engines.base import Completion, Decoding, Engine, GenerationRequest, Revisable
+from plt_eval.engines.base import Completion, Decoding, Engine, GenerationRequest, Revisable, health_lines
 from plt_eval.errors import UserError
 from plt_eval.journal import DiskFull
 from plt_eval.progress import RunProgress
@@ -191,7 +192,7 @@ class _Session:
         self._pool: WorkerPool[CompletionRecord] | None = None
         identity = writer.manifest.identity
         title = identity.suite + ("" if identity.loops is None else f" r{identity.loops}")
-        self._progress = RunProgress(console, title, total=writer.manifest.total)
+        self._progress = RunProgress(console, title, total=writer.manifest.total, below=partial(health_lines, engine))
 
     # --- drawing and judging ------------------------------------------------------------------------------
 

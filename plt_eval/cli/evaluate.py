@@ -226,6 +226,7 @@ def _make_engine(
     if options.engine == "openai":
         given = {
             "api": options.api,
+            "served_as": options.served_as,
             "concurrency": options.concurrency,
             "retries": options.retries,
             "timeout_s": options.request_timeout,
@@ -253,7 +254,7 @@ def _tools_engine(engine: Engine, suite: ToolsSuite, data: SuiteData, options: R
     """The engine, answering with calls of tools and with conversations where the suite wants them."""
     from plt_eval.tools_agent.engine import CONVERSATIONS, ToolsEngine
 
-    conversations = options.concurrency or CONVERSATIONS
+    conversations = (options.concurrency or CONVERSATIONS) * len(options.endpoint or ("",))
     return ToolsEngine(engine, suite, data.samples, _sandbox(options), conversations=conversations)
 
 

@@ -44,7 +44,8 @@ class RunOptions:
     top_p: float | None = None
     seed: int | None = None
     max_new_tokens: int | None = None
-    endpoint: str | None = None
+    endpoint: tuple[str, ...] | None = None
+    served_as: str | None = None
     api_model: str | None = None
     api: str | None = None
     api_key_env: str | None = None
@@ -60,7 +61,8 @@ ONLY_WITH = {
     **dict.fromkeys(("model", "loops", "loop_mode", "batch_size", "dtype", "device"), ("hf",)),
     **dict.fromkeys(("chat_template", "tokenizer", "decoder", "attention", "compile"), ("hf",)),
     **dict.fromkeys(
-        ("endpoint", "api_model", "api", "api_key_env", "concurrency", "retries", "request_timeout"), ("openai",)
+        ("endpoint", "served_as", "api_model", "api", "api_key_env", "concurrency", "retries", "request_timeout"),
+        ("openai",),
     ),
     **dict.fromkeys(("temperature", "top_p", "seed", "max_new_tokens"), ("hf", "openai")),
     "completions": ("replay",),

@@ -178,14 +178,24 @@ def run(
         int | None, typer.Option(min=1, help="[hf, openai] Instead of the suite's own limit.")
     ] = None,
     endpoint: Annotated[
-        str | None, typer.Option(help="[openai] Address up to /v1, as http://127.0.0.1:8000/v1.")
+        list[str] | None,
+        typer.Option(help="[openai] Address up to /v1, as http://127.0.0.1:8000/v1; again for each that serves it."),
+    ] = None,
+    served_as: Annotated[
+        str | None,
+        typer.Option(
+            help="[openai] Name of what is served: the run goes on under it at other addresses. Or the addresses that "
+            "it began with."
+        ),
     ] = None,
     api_model: Annotated[str | None, typer.Option(help="[openai] The model's name at the endpoint.")] = None,
     api: Annotated[Api | None, typer.Option(help="[openai] Which service to ask (default chat).")] = None,
     api_key_env: Annotated[
         str | None, typer.Option(help="[openai] Variable that holds the key (default OPENAI_API_KEY).")
     ] = None,
-    concurrency: Annotated[int | None, typer.Option(min=1, help="[openai] Requests at a time (default 8).")] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="[openai] Requests at a time, at each endpoint (default 8).")
+    ] = None,
     retries: Annotated[int | None, typer.Option(min=0, help="[openai] More tries for a request (default 6).")] = None,
     request_timeout: Annotated[
         float | None, typer.Option(help="[openai] Seconds to wait for an answer (default 600).")
@@ -323,7 +333,8 @@ def run(
         top_p=top_p,
         seed=seed,
         max_new_tokens=max_new_tokens,
-        endpoint=endpoint,
+        endpoint=tuple(endpoint or ()) or None,
+        served_as=served_as,
         api_model=api_model,
         api=_value(api),
         api_key_env=api_key_env,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -35,12 +35,14 @@ class ToolMessage(Message):
 @dataclass(frozen=True)
 class GenerationRequest:
     """One completion to draw. `id` is unique in the run: "<sample id>#<sample index>". `tools` are what the model may
-    call, as JSON schemas of functions; only engines that take tools get any."""
+    call, as JSON schemas of functions; only engines that take tools get any. `conversation` is what the turns of one
+    conversation have in common: a server that has read the earlier ones answers sooner."""
 
     id: str
     prompt: Prompt
     decoding: Decoding = Decoding()
     tools: tuple[Mapping[str, Any], ...] = ()
+    conversation: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Engine(Protocol):
 
     An engine may also have `concurrent` (true: generate may be called from several threads at once), `takes_tools`
     (whether requests may have tools), `context` (tokens that fit, None if it does not know) and
-    `count_tokens(request)`; agents ask for them.
+    `count_tokens(request)`; agents ask for them. One that asks several servers has `health()`: see health_lines.
     """
 
     name: str
@@ -116,3 +118,9 @@ class Revisable(Protocol):
     def current(self, key: tuple[str, int], text: str) -> bool:
         """Whether `text` is still the answer for (sample id, index)."""
         ...
+
+
+def health_lines(engine: Engine) -> Sequence[str]:
+    """How each of the servers that an engine asks does, for a display; nothing for an engine without several."""
+    health = getattr(engine, "health", None)
+    return [] if health is None else health()

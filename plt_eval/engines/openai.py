@@ -8,11 +8,15 @@ What is sent, and what is not:
   end an answer at its opening code fence) are not used then.
 - Servers take at most four stop strings: the first four are sent, and all of them are enforced here.
 - A seed is sent when temperature > 0, derived from (seed, request id), so every sample has a stream of its own.
-- The key comes from the environment alone, and is never part of the engine's identity.
+- The key comes from the environment alone, and is never part of the engine's identity. Every endpoint gets it.
 
 Refusals that a retry cannot cure (400, 401, 404, ...) end the run at once. Everything else (429, 5xx, time-outs, lost
 connections, unreadable answers) is tried again with growing, jittered waits; a request that never succeeds becomes a
 completion with `error`, and many of those in a row end the run.
+
+With several endpoints (which one is asked when: plt_eval.engines.endpoints) all that holds of a round: what fails at
+one is tried at the others at once, and only when none of them gives an answer there is a wait. A refusal counts when
+nobody takes the request. One of the request itself (400, 413, 422) says nothing of the endpoint; any other puts it out.
 """
 
 from __future__ import annotations
@@ -22,10 +26,9 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
 
 from plt_benchmarks.protocols import Message, Prompt
 from plt_eval.engines.base import (
@@ -36,6 +39,7 @@ from plt_eval.engines.base import (
     LoglikelihoodRequest,
     ToolMessage,
 )
+from plt_eval.engines.endpoints import Closed, Endpoint, Endpoints, checked_endpoints, served_name
 from plt_eval.errors import UserError
 from plt_eval.workers import as_completed
 
@@ -43,18 +47,23 @@ SERVER_STOPS = 4
 """Stop strings that every server takes."""
 RETRIED = frozenset({408, 409, 425, 429})
 """Refusals worth another try, besides 5xx."""
+OF_THE_REQUEST = frozenset({400, 413, 422})
+"""Refusals of what a request holds (it is too long, ...). All others are of whoever asks, or of what is asked for."""
 GIVE_UP_AFTER = 16
-"""Requests in a row that may fail for good before the endpoint counts as down."""
+"""Requests in a row that may fail for good before the run ends."""
+LOOK_S = 10.0
+"""How long an endpoint may take to say which models it serves, in seconds."""
 
 R = TypeVar("R")
 
 
 class OpenAIEngine:
-    """Draws completions from `endpoint` (the address up to and including /v1).
+    """Draws completions from `endpoint` (the address up to and including /v1), or from several that serve one model.
 
-    `concurrency` requests are under way at a time. A request gets `retries` more tries after its first, waiting
-    about `backoff_s` * 2^try seconds in between (or what Retry-After says, at most `max_wait_s`), and each try
-    `timeout_s` seconds without a byte. `notify` is told of trouble, once a kind.
+    `concurrency` requests are under way at a time at each endpoint. A request gets `retries` more tries after its first
+    (with several endpoints: rounds), waiting about `backoff_s` * 2^try seconds in between (or what Retry-After says, at
+    most `max_wait_s`), and each try `timeout_s` seconds without a byte. `served_as` stands for the addresses in the
+    identity. `notify` is told of trouble, once a kind, and of every change of an endpoint's state.
     """
 
     name = "openai"
@@ -63,10 +72,11 @@ class OpenAIEngine:
     def __init__(
         self,
         *,
-        endpoint: str,
+        endpoint: str | Sequence[str],
         model: str,
         api: Literal["chat", "completions"] = "chat",
         api_key: str | None = None,
+        served_as: str | None = None,
         concurrency: int = 8,
         retries: int = 6,
         timeout_s: float = 600.0,
@@ -76,34 +86,51 @@ class OpenAIEngine:
     ) -> None:
         import httpx
 
-        self._endpoint = _checked_endpoint(endpoint)
+        self._notify = notify or _ignore
+        urls = checked_endpoints([endpoint] if isinstance(endpoint, str) else endpoint, self._notify)
+        self._served = served_name(urls, served_as)
+        self._renamed = served_as is not None
         self._model = model
         self._api = api
+        self._path = "/chat/completions" if api == "chat" else "/completions"
         self._concurrency = concurrency
         self._retries = retries
+        self._timeout_s = timeout_s
         self._backoff_s = backoff_s
         self._max_wait_s = max_wait_s
-        self._notify = notify or _ignore
         self._told: set[str] = set()
         self._failed_in_a_row = 0
         self._lock = threading.Lock()
-        self._closed = threading.Event()
+        self._looking = threading.Lock()
+        self._looked = False
         self._jitter = random.Random()
         self._key = _checked_key(api_key or "")
+        self._endpoints = Endpoints(
+            urls, at_a_time=concurrency, backoff_s=backoff_s, max_wait_s=max_wait_s, notify=self._notify
+        )
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        connections = (concurrency + 1) * len(urls)  # one to look
         self._client = httpx.Client(
             headers=headers,
-            timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, 10.0)),
-            limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
+            timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, LOOK_S)),
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
         )
 
     def identity(self) -> dict[str, Any]:
-        """The server does not say which weights it holds: its address and the model's name must do."""
-        return {"model": self._model, "endpoint": self._endpoint, "api": self._api}
+        """The server does not say which weights it holds: the addresses and the model's name must do, or the name that
+        the user vouches for."""
+        return {"model": self._model, "endpoint": self._served, "api": self._api}
 
     def facts(self) -> dict[str, str]:
-        """The server does not say how it computes."""
-        return {}
+        """The server does not say how it computes. Where the identity does not say it: who was asked."""
+        if not (self._endpoints.several or self._renamed):
+            return {}
+        urls = ", ".join(endpoint.url for endpoint in self._endpoints.all)
+        return {"endpoints": urls, "requests_at_a_time": f"{self._concurrency} each"}
+
+    def health(self) -> list[str]:
+        """How each of several endpoints does, a line each."""
+        return self._endpoints.health()
 
     @property
     def takes_tools(self) -> bool:
@@ -111,19 +138,27 @@ class OpenAIEngine:
         return self._api == "chat"
 
     def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion]:
-        """Completions as they arrive. Raises UserError when the endpoint refuses or stays down."""
-        yield from as_completed(self._complete, requests, workers=self._concurrency)
+        """Completions as they arrive. Raises UserError when the endpoints refuse or stay down."""
+        self._look()
+        yield from as_completed(self._complete, requests, workers=self._workers(requests))
 
     def loglikelihood(self, requests: Iterable[LoglikelihoodRequest]) -> Iterator[Loglikelihood]:
         """Through completions with `echo` and `logprobs`. Raises UserError when the server has neither."""
         if self._api != "completions":
-            raise UserError(f"{self._endpoint}: log-likelihoods need --api completions, not {self._api}")
-        yield from as_completed(self._likelihood, requests, workers=self._concurrency)
+            raise UserError(f"{self._served}: log-likelihoods need --api completions, not {self._api}")
+        self._look()
+        yield from as_completed(self._likelihood, requests, workers=self._workers(requests))
 
     def close(self) -> None:
-        """Ends waits between retries and closes connections."""
-        self._closed.set()
+        """Ends waits between retries, closes connections, and tells what each of several endpoints has done."""
+        self._endpoints.close()
         self._client.close()
+        for line in self._endpoints.summary():
+            self._notify(line)
+
+    def _workers(self, requests: Iterable[Any]) -> int:
+        most = self._concurrency * len(self._endpoints.all)
+        return max(1, min(most, len(requests))) if isinstance(requests, Sized) else most
 
     # --- one request ----------------------------------------------------------------------------------
 
@@ -132,7 +167,7 @@ class OpenAIEngine:
         stops = _stops(request.prompt, chat=chat)
         started = time.monotonic()
         try:
-            answer = self._post(self._body(request, stops), _Drawn.read)
+            answer, _ = self._post(self._body(request, stops), _Drawn.read, request.conversation)
         except _GaveUp as failure:
             self._count(failed=True, why=str(failure))
             return Completion(request.id, "", "error", chat=chat, error=str(failure))
@@ -180,66 +215,168 @@ class OpenAIEngine:
             "logprobs": 1,
         }
         try:
-            echo = self._post(body, _Echo.read)
+            echo, endpoint = self._post(body, _Echo.read)
         except _GaveUp as failure:
-            raise UserError(f"{self._endpoint}: no log-likelihood for {request.id}: {failure}") from failure
-        return echo.likelihood(request, self._endpoint)
+            where = "" if self._endpoints.several else f"{self._endpoints.all[0].url}: "
+            raise UserError(f"{where}no log-likelihood for {request.id}: {failure}") from failure
+        return echo.likelihood(request, endpoint.url)
 
     def _count(self, *, failed: bool, why: str = "") -> None:
         with self._lock:
             self._failed_in_a_row = self._failed_in_a_row + 1 if failed else 0
             down = self._failed_in_a_row >= GIVE_UP_AFTER
-        if down:
-            raise UserError(
-                f"{self._endpoint}: {GIVE_UP_AFTER} requests in a row failed for good, the last with: {why}"
-            )
+        if not down:
+            return
+        if self._endpoints.several:
+            raise UserError(f"{GIVE_UP_AFTER} requests in a row failed for good; {self._endpoints.troubles()}")
+        where = self._endpoints.all[0].url
+        raise UserError(f"{where}: {GIVE_UP_AFTER} requests in a row failed for good, the last with: {why}")
 
-    # --- one exchange ---------------------------------------------------------------------------------
+    # --- rounds of exchanges ----------------------------------------------------------------------------
 
-    def _post(self, body: dict[str, Any], read: Callable[[Any], R]) -> R:
-        """The server's answer through `read`. Raises UserError for a refusal, _GaveUp after the last try."""
+    def _post(self, body: dict[str, Any], read: Callable[[Any], R], conversation: str = "") -> tuple[R, Endpoint]:
+        """An answer through `read`, and whose it is. Raises UserError for a refusal, _GaveUp after the last try."""
+        said: dict[str, str] = {}
+        for attempt in range(self._retries + 1):
+            try:
+                done = self._round(body, read, conversation)
+                if isinstance(done, tuple):
+                    return done
+                said |= done.said
+                if done.refusal and (done.unanimous or attempt == self._retries):
+                    raise UserError(done.refusal)
+                if attempt < self._retries:
+                    self._sleep(attempt, done.wait)
+            except Closed:
+                raise _GaveUp("the engine was closed") from None
+        trouble = "; ".join(f"{url}: {words}" for url, words in said.items())
+        if not self._endpoints.several:
+            trouble = next(iter(said.values()))
+        raise _GaveUp(f"{trouble} (after {self._retries + 1} tries)")
+
+    def _round(self, body: dict[str, Any], read: Callable[[Any], R], conversation: str) -> tuple[R, Endpoint] | _Lost:
+        """The first answer of the endpoints that can be asked now, or what all of them said instead."""
+        lost = _Lost()
+        asked: list[Endpoint] = []
+        while (endpoint := self._endpoints.take(asked, conversation)) is not None:
+            asked.append(endpoint)
+            try:
+                answer = self._ask(endpoint, body, read)
+            except _Failed as failure:
+                lost.add(endpoint, failure)
+                self._tell(endpoint, str(failure))
+            else:
+                for other, refusal in lost.refusals.items():
+                    self._endpoints.refused(other, refusal, taken_elsewhere=True)
+                return answer, endpoint
+            finally:
+                self._endpoints.release(endpoint)
+        if not self._endpoints.in_service():
+            lost.refusal = "; ".join(self._refused(each, each.out) for each in self._endpoints.all)
+            lost.unanimous = True
+        elif lost.refusals:
+            first, refusal = next(iter(lost.refusals.items()))
+            lost.refusal, lost.unanimous = self._refused(first, refusal), len(lost.refusals) == len(asked)
+        return lost
+
+    def _refused(self, endpoint: Endpoint, refusal: str) -> str:
+        return f"{endpoint.url}{self._path} refused: {refusal}"
+
+    def _ask(self, endpoint: Endpoint, body: dict[str, Any], read: Callable[[Any], R]) -> R:
+        """One exchange, of which the endpoint's state is told. Raises _Failed."""
         import httpx
 
-        url = self._endpoint + ("/chat/completions" if self._api == "chat" else "/completions")
-        for attempt in range(self._retries + 1):
-            wait: float | None = None
-            try:
-                response = self._client.post(url, json=body)
-            except httpx.RequestError as error:
-                trouble = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            else:
-                if response.status_code == 200:
-                    try:
-                        return read(response.json())
-                    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-                        trouble = f"unreadable answer ({type(error).__name__}: {error})"
+        pool, wait = self._endpoints, None
+        try:
+            if endpoint.down and pool.several:
+                self._models(endpoint)  # a server that hangs is not worth a whole time-out
+            started = time.monotonic()
+            response = self._client.post(endpoint.url + self._path, json=body)
+        except httpx.RequestError as error:
+            trouble = _words(error)
+        else:
+            code = response.status_code
+            if code == 200:
+                try:
+                    answer = read(response.json())
+                except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+                    trouble = f"unreadable answer ({type(error).__name__}: {error})"
                 else:
-                    trouble = f"HTTP {response.status_code}: {self._hide_key(_server_message(response.text))}"
-                    if response.status_code < 500 and response.status_code not in RETRIED:
-                        raise UserError(f"{url} refused: {trouble}")
-                    wait = _retry_after(response.headers.get("Retry-After"))
-            if attempt < self._retries:
-                self._tell(trouble)
-                self._sleep(attempt, wait)
-        raise _GaveUp(f"{trouble} (after {self._retries + 1} tries)")
+                    pool.answered(endpoint, time.monotonic() - started)
+                    return answer
+            else:
+                trouble = f"HTTP {code}: {self._hide_key(_server_message(response.text))}"
+                if code < 500 and code not in RETRIED:
+                    if code not in OF_THE_REQUEST:
+                        pool.put_out(endpoint, trouble)
+                    raise _Failed(trouble, refused=code in OF_THE_REQUEST)
+                wait = _retry_after(response.headers.get("Retry-After"))
+                if code == 429 or wait is not None:
+                    pool.busy(endpoint, trouble, wait)
+                    raise _Failed(trouble, wait=wait)
+        pool.failed(endpoint, trouble)
+        raise _Failed(trouble)
 
     def _sleep(self, attempt: int, asked: float | None) -> None:
         wait = self._backoff_s * 2**attempt * self._jitter.uniform(0.5, 1.0)
         if asked is not None:
             wait = asked + self._backoff_s * self._jitter.uniform(0.0, 0.5)
-        if self._closed.wait(min(wait, self._max_wait_s)):
-            raise _GaveUp("the engine was closed")
+        self._endpoints.pause(min(wait, self._max_wait_s))
 
     def _hide_key(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
 
-    def _tell(self, trouble: str) -> None:
+    def _tell(self, endpoint: Endpoint, trouble: str) -> None:
         kind = trouble.partition(":")[0]
         with self._lock:
             new = kind not in self._told
             self._told.add(kind)
-        if new:
-            self._notify(f"{self._endpoint}: {trouble}; trying again")
+        if new and not endpoint.out:
+            self._notify(f"{endpoint.url}: {trouble}; trying {'elsewhere' if self._endpoints.several else 'again'}")
+
+    # --- a look at each of several --------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Before the first request: which of several endpoints are there, and serve the model."""
+        with self._looking:
+            if self._looked or not self._endpoints.several:
+                return
+            self._looked = True
+            self._say_where_the_key_goes()
+            urls = self._endpoints.all
+            without = [found for found in as_completed(self._looked_at, urls, workers=len(urls)) if found]
+        if without:
+            listed = sorted({name for _, names in without for name in names})
+            more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
+            self._notify(
+                f"--api-model {self._model} is not among what {', '.join(sorted(url for url, _ in without))} "
+                f"{'serves' if len(without) == 1 else 'serve'}: {', '.join(listed[:3]) or 'nothing'}{more}"
+            )
+
+    def _looked_at(self, endpoint: Endpoint) -> tuple[str, set[str]] | None:
+        """Its address and what it serves, if the model is not among that; an endpoint that is not there is down."""
+        import httpx
+
+        try:
+            names = self._models(endpoint)
+        except httpx.RequestError as error:
+            self._endpoints.failed(endpoint, _words(error), surely=True)
+            return None
+        return None if names is None or self._model in names else (endpoint.url, names)
+
+    def _models(self, endpoint: Endpoint) -> set[str] | None:
+        """What an endpoint says that it serves; None if it does not say. Raises httpx.RequestError when it is not
+        there."""
+        response = self._client.get(endpoint.url + "/models", timeout=min(LOOK_S, self._timeout_s))
+        try:
+            return {str(model["id"]) for model in response.json()["data"]}
+        except (ValueError, TypeError, KeyError):
+            return None
+
+    def _say_where_the_key_goes(self) -> None:
+        plain = [one.url for one in self._endpoints.all if one.url.startswith("http://")]
+        if self._key and 0 < len(plain) < len(self._endpoints.all):
+            self._notify(f"the API key goes to every endpoint, to {', '.join(plain)} without encryption")
 
 
 # --- answers ------------------------------------------------------------------------------------------
@@ -247,6 +384,41 @@ class OpenAIEngine:
 
 class _GaveUp(Exception):
     """The last try failed too; says how."""
+
+
+class _Failed(Exception):
+    """An exchange without an answer; says why. `refused`: for what the request holds. `wait`: what the server asked
+    for, in seconds."""
+
+    def __init__(self, trouble: str, *, refused: bool = False, wait: float | None = None) -> None:
+        super().__init__(trouble)
+        self.refused = refused
+        self.wait = wait
+
+
+class _Lost:
+    """A round without an answer: what each endpoint said, how long to wait (None: nobody says), and whether it was a
+    refusal, and everybody's."""
+
+    def __init__(self) -> None:
+        self.said: dict[str, str] = {}
+        self.refusals: dict[Endpoint, str] = {}
+        self.refusal = ""
+        self.unanimous = False
+        self._waits: list[float | None] = []
+
+    def add(self, endpoint: Endpoint, failure: _Failed) -> None:
+        """One more did not answer."""
+        self.said[endpoint.url] = str(failure)
+        self._waits.append(failure.wait)
+        if failure.refused:
+            self.refusals[endpoint] = str(failure)
+
+    @property
+    def wait(self) -> float | None:
+        """The shortest, where everybody asked for one."""
+        waits = [wait for wait in self._waits if wait is not None]
+        return min(waits) if waits and len(waits) == len(self._waits) else None
 
 
 class _Drawn:
@@ -327,21 +499,6 @@ def derived_seed(seed: int, request_id: str) -> int:
     return int.from_bytes(digest[:4], "big") & 0x7FFFFFFF
 
 
-def _checked_endpoint(endpoint: str) -> str:
-    try:
-        parts = urlsplit(endpoint)
-        port_is_number = parts.port is None or parts.port >= 0
-    except ValueError as error:
-        raise UserError(f"--endpoint {endpoint!r}: {error}") from error
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_number:
-        raise UserError(f"--endpoint {endpoint!r}: expected an address like http://127.0.0.1:8000/v1")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise UserError(
-            "--endpoint must hold no user, password or query (it is stored with the run); use --api-key-env"
-        )
-    return endpoint.rstrip("/")
-
-
 def _turn(turn: Message) -> dict[str, Any]:
     """A message as the chat protocol has it."""
     told: dict[str, Any] = {"role": turn.role, "content": turn.content}
@@ -393,6 +550,10 @@ def _checked_key(key: str) -> str:
     if not key.isascii() or not key.isprintable() or " " in key:
         raise UserError("the API key holds characters that no HTTP header can carry; check the variable it is from")
     return key
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _ignore(message: str) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from rich.progress import MofNCompleteColumn
 
 from plt_benchmarks.eleuther import LmEvalSuite
-from plt_eval.engines.base import Engine
+from plt_eval.engines.base import Engine, health_lines
 from plt_eval.errors import UserError
 from plt_eval.journal import DiskFull, write_atomically
 from plt_eval.lm_harness.answers import AnswerRecord, JournaledAnswers, Unanswered, samples_text
@@ -45,8 +45,10 @@ BOOTSTRAPS = 100_000
 class AnswersProgress(LoggedBar):
     """A bar over the requests of one run."""
 
-    def __init__(self, console: Console, title: str, *, total: int, done: int) -> None:
-        super().__init__(console, title, MofNCompleteColumn(), Rate(), total=total)
+    def __init__(
+        self, console: Console, title: str, *, total: int, done: int, below: Callable[[], Sequence[str]]
+    ) -> None:
+        super().__init__(console, title, MofNCompleteColumn(), Rate(), total=total, below=below)
         # Restarted, so that the rate and the time left are of this session's work.
         self._bar.reset(self._task, completed=done, start=True)
 
@@ -196,7 +198,8 @@ def _evaluate(job: Job, writer: RunWriter, console: Console) -> Result:
     done = sum(key in answers for key in needed)
     identity = writer.manifest.identity
     title = identity.suite + ("" if identity.loops is None else f" r{identity.loops}")
-    progress = AnswersProgress(console, title, total=len(needed), done=done)
+    below = functools.partial(health_lines, job.lm.engine)
+    progress = AnswersProgress(console, title, total=len(needed), done=done, below=below)
     answers.told = progress.answered
     job.lm.answers = answers
     missing: list[str] = []

@@ -394,7 +394,8 @@ class PltLM(LM):
 
     `pretrained` is a checkpoint folder or a bundled model (plt-tiny:r2); loops, loop_mode, dtype, tokenizer, decoder,
     attention and compile are `plt-eval run`'s options, max_length the context in tokens, seed that of texts drawn at
-    random. `engine=openai` takes endpoint, api_model, api, api_key_env, concurrency, retries and request_timeout.
+    random. `engine=openai` takes endpoint (several with + between them), api_model, api, api_key_env, concurrency,
+    retries and request_timeout.
     Raises UserError for anything else."""
 
     def __new__(cls, **arguments: Any) -> Any:
@@ -513,5 +514,6 @@ def _endpoint_lm(
         raise UserError(f"--model_args api_key_env={api_key_env}: no such environment variable, or it is empty")
     if request_timeout is not None:
         arguments["timeout_s"] = request_timeout
-    engine = OpenAIEngine(endpoint=endpoint, model=str(api_model), api_key=key, notify=logger.info, **arguments)
+    urls = re.split(r"\+(?=https?://)", str(endpoint))
+    engine = OpenAIEngine(endpoint=urls, model=str(api_model), api_key=key, notify=logger.info, **arguments)
     return EndpointLM(engine, seed=seed)

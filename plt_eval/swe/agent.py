@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,14 @@ import yaml
 
 from plt_benchmarks.protocols import SandboxError
 from plt_benchmarks.swe.rows import Task
-from plt_eval.engines.base import Completion, Engine, GenerationRequest, Loglikelihood, LoglikelihoodRequest
+from plt_eval.engines.base import (
+    Completion,
+    Engine,
+    GenerationRequest,
+    Loglikelihood,
+    LoglikelihoodRequest,
+    health_lines,
+)
 from plt_eval.engines.conversations import SharedEngine
 from plt_eval.errors import MissingExtra, UserError
 from plt_eval.journal import DiskFull, write_atomically
@@ -124,6 +131,10 @@ class AgentEngine:
 
     def facts(self) -> Mapping[str, str]:
         return {**self._engine.facts(), "agents_at_a_time": str(self._workers)}
+
+    def health(self) -> Sequence[str]:
+        """The engine's own."""
+        return health_lines(self._engine)
 
     def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion]:
         """A patch for each, as they are done. Raises what the engine raises when it cannot go on."""

@@ -194,7 +194,13 @@ class ChatModel:
             messages=tuple(messages),
             max_new_tokens=self.max_new_tokens,
         )
-        return GenerationRequest(f"{self.request_id}.{self.steps}", prompt, self.decoding, tools=self._tools())
+        return GenerationRequest(
+            f"{self.request_id}.{self.steps}",
+            prompt,
+            self.decoding,
+            tools=self._tools(),
+            conversation=self.request_id,
+        )
 
     def _reserve(self) -> int:
         """Tokens of the context that belong to the answer, at least."""

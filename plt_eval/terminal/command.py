@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from plt_benchmarks.protocols import SuiteError
 from plt_benchmarks.terminal import TerminalSuite
+from plt_eval.engines.endpoints import checked_endpoints, served_name
 from plt_eval.errors import UserError
 from plt_eval.runner import Result, Settings, run
 from plt_eval.swe.command import SweOptions, chosen
@@ -57,8 +58,19 @@ def check_terminal(suite: TerminalSuite, options: RunOptions) -> None:
     for field in fields(swe):
         if getattr(swe, field.name) is not None and field.name not in taken:
             raise UserError(f"{_flag(field.name)} has no effect on suite {suite.name}")
-    if "=" in str(options.endpoint):  # tb cuts at every one
-        raise UserError(f"--endpoint {options.endpoint}: suite {suite.name} takes no address with '=' in it")
+    for address in options.endpoint or ():
+        if "=" in address:  # tb cuts at every one
+            raise UserError(f"--endpoint {address}: suite {suite.name} takes no address with '=' in it")
+    if len(checked_endpoints(options.endpoint or (), _ignore)) > 1:
+        raise UserError(f"suite {suite.name} takes one --endpoint: the official runner hands its agent a single one")
+
+
+def _endpoint(options: RunOptions) -> str:
+    return (options.endpoint or ("",))[0]
+
+
+def _ignore(_: str) -> None:
+    """One endpoint given twice is one."""
 
 
 _NO_EFFECT = ("top_p", "seed", "max_new_tokens", "retries", "request_timeout", "completions")
@@ -83,7 +95,8 @@ def run_terminal(
         notify(note)
     data = chosen(data, swe, options.limit, None)
     limits = AgentLimits(min(swe.parallel, len(data.samples)), swe.agent_steps, swe.agent_wall_time, swe.test_timeout)
-    model = AgentModel(str(options.api_model), str(options.endpoint), key, settings.decoding.temperature)
+    served = served_name([_endpoint(options)], options.served_as)
+    model = AgentModel(str(options.api_model), _endpoint(options), key, settings.decoding.temperature, served)
     with closing(OfficialEngine(suite, executable, Path(data.source), model, limits)) as engine:
 
         def opened(folder: Path, waiting: Collection[str]) -> None:

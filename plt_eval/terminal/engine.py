@@ -39,12 +39,14 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class AgentModel:
-    """The endpoint that the agent asks. `key` reaches it through the environment alone."""
+    """The endpoint that the agent asks. `key` reaches it through the environment alone; `served` is what stands for the
+    endpoint in the run's identity."""
 
     name: str
     endpoint: str
     key: str | None
     temperature: float
+    served: str
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,11 @@ class OfficialEngine:
             "wall_time_s": limits.wall_time,
             "test_timeout_s": limits.test_timeout,
         }
-        return {"model": self._model.name, "endpoint": self._model.endpoint, "api": "chat", "agent": agent}
+        return {"model": self._model.name, "endpoint": self._model.served, "api": "chat", "agent": agent}
 
     def facts(self) -> Mapping[str, str]:
-        return {"runner": str(self._executable), "agents_at_a_time": str(self._limits.workers)}
+        asked = {} if self._model.served == self._model.endpoint else {"endpoints": self._model.endpoint}
+        return {"runner": str(self._executable), "agents_at_a_time": str(self._limits.workers), **asked}
 
     def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion]:
         """A completion for each task, as they are done. Raises UserError when the runner cannot be started."""

@@ -11,7 +11,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from plt_eval.engines.base import (
     Loglikelihood,
     LoglikelihoodRequest,
     ToolMessage,
+    health_lines,
 )
 from plt_eval.engines.conversations import SharedEngine, refused_for_length
 from plt_eval.errors import UserError
@@ -75,6 +76,10 @@ class ToolsEngine:
 
     def facts(self) -> Mapping[str, str]:
         return self._engine.facts()
+
+    def health(self) -> Sequence[str]:
+        """The engine's own."""
+        return health_lines(self._engine)
 
     def generate(self, requests: Iterable[GenerationRequest]) -> Iterator[Completion]:
         """Single turns first, in the engine's own batches; then conversations, each as it ends."""
@@ -233,7 +238,11 @@ class _Conversation:
         """The question as the engine takes it, with room for an answer; None where the context has none."""
         prompt = transcript_prompt([_message(turn) for turn in question["messages"]])
         request = GenerationRequest(
-            f"{self._request.id}.{self._totals.steps}", prompt, self._request.decoding, tools=tuple(question["tools"])
+            f"{self._request.id}.{self._totals.steps}",
+            prompt,
+            self._request.decoding,
+            tools=tuple(question["tools"]),
+            conversation=self._request.id,
         )
         return fitted_request(self._shared.engine, request)
 

@@ -131,7 +131,7 @@ def test_each_column_gets_the_options_that_it_takes() -> None:
     options = RunOptions(
         "paper",
         "openai",
-        endpoint="http://h/v1",
+        endpoint=("http://h/v1",),
         api_model="m",
         concurrency=3,
         scoring_workers=2,
