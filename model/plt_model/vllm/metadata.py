@@ -1,0 +1,170 @@
+"""A batch's attention metadata in two parts: decode rows, whose passes share one trip, and the rest.
+
+vLLM builds metadata for a whole batch, each attention backend its own. The backends here are the user's with another
+builder: it cuts the batch after its leading requests of one token and has the backend's builders make the metadata of
+either part. vLLM brings such requests to the front because `reorder_batch_threshold` asks for it; in any other order
+fewer rows would share a trip, and all would be right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from vllm.config import VllmConfig
+from vllm.v1.attention.backend import (
+    AttentionBackend,
+    AttentionCGSupport,
+    AttentionMetadataBuilder,
+    CommonAttentionMetadata,
+)
+from vllm.v1.kv_cache_interface import KVCacheSpec
+
+from .checks import Options
+
+TRIPS, ROWS, BOTH = "trips", "rows", "both"
+"""Which part a layer reads: the rest, the decode rows, or both."""
+
+
+@dataclass
+class SplitMetadata:
+    """decodes: how many tokens, each of a request of its own, lead the batch; decode: their metadata, rest: that of all
+    tokens after them (None where there are none, or where no layer of the group reads it)."""
+
+    decodes: int
+    decode: Any
+    rest: Any
+
+
+@dataclass
+class Part:
+    """What the layers see of a part of the batch. Without metadata (vLLM's profiling runs) they see nothing."""
+
+    name: str
+    tokens: slice
+    metadata: Mapping[str, SplitMetadata] | None
+    slot_mapping: Mapping[str, Tensor]
+
+    def of(self, layer: str) -> Any:
+        """A layer's metadata."""
+        return None if self.metadata is None else getattr(self.metadata[layer], self.name)
+
+    def slots(self, layer: str) -> Tensor | None:
+        """Where a layer writes its keys and values [T]: block * block size + offset, or -1."""
+        return self.slot_mapping[layer][self.tokens] if layer in self.slot_mapping else None
+
+
+def leading_decodes(common: CommonAttentionMetadata) -> int:
+    """How many requests from the batch's front on have one token (padding too, in a batch that has no longer one)."""
+    if common.max_query_len == 1:
+        return int(common.num_reqs)
+    starts = common.query_start_loc_cpu.numpy()
+    return int(((starts[1:] - starts[:-1]) != 1).argmax())
+
+
+def requests(common: CommonAttentionMetadata, start: int, stop: int, first: int, last: int) -> CommonAttentionMetadata:
+    """The requests [start, stop), which hold the tokens [first, last)."""
+
+    def each(per_request: Any) -> Any:
+        return None if per_request is None else per_request[start:stop]
+
+    starts_cpu = common.query_start_loc_cpu[start : stop + 1] - first
+    return CommonAttentionMetadata(
+        query_start_loc=common.query_start_loc[start : stop + 1] - first,
+        query_start_loc_cpu=starts_cpu,
+        seq_lens=common.seq_lens[start:stop],
+        num_reqs=stop - start,
+        num_actual_tokens=last - first,
+        max_query_len=int((starts_cpu[1:] - starts_cpu[:-1]).max()),
+        max_seq_len=common.max_seq_len,
+        block_table_tensor=common.block_table_tensor[start:stop],
+        slot_mapping=common.slot_mapping[first:last],
+        causal=common.causal,
+        positions=None if common.positions is None else common.positions[first:last],
+        is_prefilling=each(common.is_prefilling),
+        seq_lens_cpu_upper_bound=each(common.seq_lens_cpu_upper_bound),
+    )
+
+
+Build = Callable[[AttentionMetadataBuilder[Any] | None, CommonAttentionMetadata], Any]
+
+
+class SplitBuilder(AttentionMetadataBuilder[SplitMetadata]):
+    """Has the backend's own builders (`real`) make the metadata of the parts that its layers read; without such a
+    class, for the carry, the parts are cut and handed on."""
+
+    real: ClassVar[type[AttentionMetadataBuilder[Any]] | None] = None
+
+    def __init__(
+        self, kv_cache_spec: KVCacheSpec, layer_names: list[str], vllm_config: VllmConfig, device: torch.device
+    ) -> None:
+        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+        self.one_trip = Options.of(vllm_config).one_trip
+        roles = {vllm_config.compilation_config.static_forward_context[name].role for name in layer_names}
+        self.role = roles.pop() if len(roles) == 1 else BOTH
+        # One for each part: a builder may keep what it builds in buffers of its own.
+        self.builders = [
+            self.real(kv_cache_spec, layer_names, vllm_config, device) if self.real else None for _ in range(2)
+        ]
+        asked = self.builders[0].reorder_batch_threshold if self.builders[0] else None
+        self.reorder_batch_threshold = asked or 1
+
+    @classmethod
+    def get_cudagraph_support(cls, vllm_config: VllmConfig, kv_cache_spec: KVCacheSpec) -> AttentionCGSupport:
+        if cls.real is None:
+            return AttentionCGSupport.ALWAYS
+        return cls.real.get_cudagraph_support(vllm_config, kv_cache_spec)
+
+    def build(
+        self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
+    ) -> SplitMetadata:
+        def build(builder: AttentionMetadataBuilder[Any] | None, common: CommonAttentionMetadata) -> Any:
+            return builder.build(common_prefix_len, common, fast_build) if builder else common
+
+        return self._split(common_attn_metadata, build)
+
+    def build_for_cudagraph_capture(self, common_attn_metadata: CommonAttentionMetadata) -> SplitMetadata:
+        def build(builder: AttentionMetadataBuilder[Any] | None, common: CommonAttentionMetadata) -> Any:
+            return builder.build_for_cudagraph_capture(common) if builder else common
+
+        return self._split(common_attn_metadata, build)
+
+    def _split(self, common: CommonAttentionMetadata, build: Build) -> SplitMetadata:
+        of_decode, of_rest = self.builders
+        first, count = leading_decodes(common) if self.one_trip else 0, common.num_reqs
+        if first == count:
+            return SplitMetadata(first, build(of_decode, common) if self.role != TRIPS else None, None)
+        if first == 0:
+            return SplitMetadata(0, None, build(of_rest, common) if self.role != ROWS else None)
+        decode, rest = None, None
+        if self.role != TRIPS:
+            decode = build(of_decode, requests(common, 0, first, 0, first))
+        if self.role != ROWS:
+            rest = build(of_rest, requests(common, first, count, first, common.num_actual_tokens))
+        return SplitMetadata(first, decode, rest)
+
+
+@cache
+def split_backend(real: type[AttentionBackend]) -> type[AttentionBackend]:
+    """The attention backend `real` with split metadata."""
+    builder = type(f"PLT{real.__name__}Builder", (SplitBuilder,), {"real": real.get_builder_cls()})
+    return _backend(f"PLT{real.__name__}", real, builder)
+
+
+@cache
+def carry_backend(real: type[AttentionBackend]) -> type[AttentionBackend]:
+    """A backend for the carry, whose pages must be those of `real`."""
+    return _backend(f"PLTCarryOn{real.__name__}", real, SplitBuilder)
+
+
+def _backend(name: str, real: type[AttentionBackend], builder: type[SplitBuilder]) -> type[AttentionBackend]:
+    overrides = {
+        "get_builder_cls": staticmethod(lambda: builder),
+        # The cut is made by the query lengths that the host knows.
+        "supports_device_cpu_query_lens_mismatch": classmethod(lambda cls: False),
+    }
+    return type(name, (real,), overrides)

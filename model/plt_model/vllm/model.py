@@ -1,0 +1,364 @@
+"""The Parallel Loop Transformer on vLLM's layers.
+
+A step's batch is read in two parts (plt_model.vllm.metadata). Decode rows take one trip through the layers: the R
+passes of T tokens are R * T rows, pass after pass, pass r fed by what the token before handed on. The rest takes R
+trips, pass r fed by pass r-1 shifted by one row, each request's first row by what its last chunk handed on.
+
+    T tokens   N requests   D model width   R passes   H query heads   G key/value heads   K head size (H, G per rank)
+
+The mechanism and its equations: plt_model.modeling_plt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from vllm.config import VllmConfig
+from vllm.distributed import get_tensor_model_parallel_world_size
+from vllm.forward_context import get_forward_context
+from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLinear
+from vllm.model_executor.layers.logits_processor import LogitsProcessor
+from vllm.model_executor.layers.rotary_embedding import get_rope
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm.model_executor.model_loader.weight_utils import sharded_weight_loader
+from vllm.model_executor.models.interfaces import SupportsQuant
+from vllm.model_executor.models.llama import LlamaMLP
+from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, maybe_prefix
+from vllm.model_executor.utils import set_weight_attrs
+from vllm.sequence import IntermediateTensors
+
+from .checks import Options
+from .metadata import ROWS, TRIPS, Part
+from .pages import Carry, PagedAttention
+
+
+class PLTGate(nn.Module):
+    """g = sigmoid(W norm(x) + b) of the layer's input, or in query mode sigmoid(<q_h, W_h> + b_h), for the heads of
+    this rank."""
+
+    def __init__(self, config: Any, heads: int) -> None:
+        super().__init__()
+        self.of_input = config.plt_gate_use_hidden_states
+        width = config.hidden_size if self.of_input else config.head_dim
+        self.weight = nn.Parameter(torch.empty(heads, width), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(heads), requires_grad=False)
+        for parameter in (self.weight, self.bias):
+            set_weight_attrs(parameter, {"weight_loader": sharded_weight_loader(0)})
+        if self.of_input:
+            self.gate_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(self, x: Tensor, q: Tensor) -> Tensor:
+        """x [T, D], q [T, H * K] -> [T, H, 1]."""
+        if self.of_input:
+            scores = linear(self.gate_norm(x), self.weight, self.bias)
+        else:
+            scores = (q.unflatten(1, self.weight.shape) * self.weight).sum(-1) + self.bias
+        return scores.sigmoid_()[..., None]
+
+
+class PLTAttention(nn.Module):
+    """Projections, rotary positions, and attention over the shared cache and the windows."""
+
+    def __init__(self, vllm_config: VllmConfig, prefix: str) -> None:
+        super().__init__()
+        config, quant_config = vllm_config.model_config.hf_config, vllm_config.quant_config
+        ranks = get_tensor_model_parallel_world_size()
+        self.loops = config.plt_num_loops
+        self.heads = config.num_attention_heads // ranks
+        self.groups = max(1, config.num_key_value_heads // ranks)
+        self.head_dim = config.head_dim
+        self.sizes = [self.heads * self.head_dim, self.groups * self.head_dim, self.groups * self.head_dim]
+        self.qkv_proj = QKVParallelLinear(
+            config.hidden_size,
+            self.head_dim,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            bias=config.attention_bias,
+            quant_config=quant_config,
+            prefix=f"{prefix}.qkv_proj",
+        )
+        self.o_proj = RowParallelLinear(
+            config.num_attention_heads * self.head_dim,
+            config.hidden_size,
+            bias=config.attention_bias,
+            quant_config=quant_config,
+            prefix=f"{prefix}.o_proj",
+        )
+        self.rotary_emb = get_rope(
+            self.head_dim, max_position=config.max_position_embeddings, rope_parameters=config.rope_parameters
+        )
+        self._make_pages(vllm_config, prefix)
+
+    def _make_pages(self, vllm_config: VllmConfig, prefix: str) -> None:
+        config = vllm_config.model_config.hf_config
+        shape: dict[str, Any] = {"heads": self.heads, "groups": self.groups, "head_dim": self.head_dim}
+        later = range(1, self.loops)
+        owner = f"{prefix}.attn"
+        self.attn = PagedAttention(vllm_config, owner, role=TRIPS, **shape)
+        self.local = nn.ModuleList()
+        if config.plt_loop_mode == "sequential":
+            self.own = nn.ModuleList(
+                PagedAttention(vllm_config, f"{prefix}.attn_p{r}", role=TRIPS, **shape) for r in later
+            )
+            return
+        if self.loops == 1:
+            return
+        self.shared = PagedAttention(vllm_config, f"{prefix}.shared", role=TRIPS, shares=owner, **shape)
+        if Options.of(vllm_config).one_trip:
+            rows = {**shape, "heads": self.loops * self.heads}
+            self.rows = PagedAttention(vllm_config, f"{prefix}.rows", role=ROWS, shares=owner, **rows)
+        if config.plt_gswa:
+            self.local.extend(
+                PagedAttention(vllm_config, f"{prefix}.local_p{r}", window=config.window, **shape) for r in later
+            )
+            self.plt_gate = PLTGate(config, self.heads)
+
+    def _project(self, normed: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """-> q [T, H * K] and k, v [T, G * K], rotated."""
+        qkv, _ = self.qkv_proj(normed)
+        q, k, v = qkv.split(self.sizes, dim=-1)
+        q, k = self.rotary_emb(positions, q, k)
+        return q, k, v
+
+    def _output(self, y: Tensor) -> Tensor:
+        out: Tensor = self.o_proj(y.flatten(1))[0]
+        return out
+
+    def trip(self, index: int, x: Tensor, normed: Tensor, positions: Tensor, part: Part) -> Tensor:
+        """Pass `index` over the tokens of a part."""
+        q, k, v = self._project(normed, positions)
+        if index == 0 or hasattr(self, "own"):
+            pages = self.attn if index == 0 else self.own[index - 1]
+            pages.write(k, v, part)
+            return self._output(pages.attend(q, part))
+        y = self.shared.attend(q, part)
+        if len(self.local):
+            pages = self.local[index - 1]
+            pages.write(k, v, part)
+            y = torch.lerp(pages.attend(q, part), y, self.plt_gate(x, q))
+        return self._output(y)
+
+    def one_trip(self, x: Tensor, normed: Tensor, positions: Tensor, part: Part) -> Tensor:
+        """All passes: rows [R * T], pass after pass."""
+        q, k, v = self._project(normed, positions)
+        loops, heads, groups, size = self.loops, self.heads, self.groups, self.head_dim
+        tokens = len(q) // loops
+        self.attn.write(k[:tokens], v[:tokens], part)
+        # Heads that read the same keys side by side, those of one pass after those of another.
+        folded = q.view(loops, tokens, groups, heads // groups, size).permute(1, 2, 0, 3, 4).reshape(tokens, -1)
+        wide = self.rows.attend(folded, part).unflatten(1, (groups, loops, heads // groups))
+        wide = wide.permute(2, 0, 1, 3, 4).reshape(loops, tokens, heads, size)
+        if not len(self.local):
+            return self._output(wide.flatten(0, 1))
+        q_later, k, v = q[tokens:], k[tokens:], v[tokens:]
+        local = []
+        for r, pages in enumerate(self.local):
+            rows = slice(r * tokens, (r + 1) * tokens)
+            pages.write(k[rows], v[rows], part)
+            local.append(pages.attend(q_later[rows], part))
+        near = local[0] if len(local) == 1 else torch.cat(local)
+        wide = wide.flatten(0, 1)
+        later = torch.lerp(near, wide[tokens:], self.plt_gate(x[tokens:], q_later))
+        return self._output(torch.cat([wide[:tokens], later]))
+
+
+class PLTDecoderLayer(nn.Module):
+    """A Llama pre-norm block."""
+
+    def __init__(self, vllm_config: VllmConfig, prefix: str) -> None:
+        super().__init__()
+        config = vllm_config.model_config.hf_config
+        self.self_attn = PLTAttention(vllm_config, f"{prefix}.self_attn")
+        self.mlp = LlamaMLP(
+            config.hidden_size,
+            config.intermediate_size,
+            config.hidden_act,
+            vllm_config.quant_config,
+            bias=config.mlp_bias,
+            prefix=f"{prefix}.mlp",
+        )
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self, index: int | None, hidden: Tensor, residual: Tensor | None, positions: Tensor, part: Part
+    ) -> tuple[Tensor, Tensor]:
+        """Pass `index`, or (None) all passes as rows. The layer's input is hidden + residual, as vLLM's norms add."""
+        if residual is None:
+            residual, normed = hidden, self.input_layernorm(hidden)
+        else:
+            normed, residual = self.input_layernorm(hidden, residual)
+        if index is None:
+            hidden = self.self_attn.one_trip(residual, normed, positions, part)
+        else:
+            hidden = self.self_attn.trip(index, residual, normed, positions, part)
+        hidden, residual = self.post_attention_layernorm(hidden, residual)
+        return self.mlp(hidden), residual
+
+
+class PLTModel(nn.Module):
+    """Embedding, the shared layers run R times, final norm."""
+
+    def __init__(self, vllm_config: VllmConfig, prefix: str) -> None:
+        super().__init__()
+        self.config = config = vllm_config.model_config.hf_config
+        self.embed_tokens = VocabParallelEmbedding(
+            config.vocab_size,
+            config.hidden_size,
+            quant_config=vllm_config.quant_config,
+            prefix=f"{prefix}.embed_tokens",
+        )
+        self.layers = nn.ModuleList(
+            PLTDecoderLayer(vllm_config, f"{prefix}.layers.{i}") for i in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.first = self.layers[0].self_attn.attn.layer_name
+        self.carry = None
+        if config.one_trip_decode and config.plt_num_loops > 1:
+            self.carry = Carry(
+                vllm_config,
+                f"{prefix}.carry",
+                groups=self.layers[0].self_attn.groups,
+                head_dim=config.head_dim,
+                window=config.window if config.plt_gswa else None,
+                zeroed=Options.of(vllm_config).carry == "zero",
+            )
+
+    def forward(self, input_ids: Tensor | None, positions: Tensor, inputs_embeds: Tensor | None) -> Tensor:
+        """-> the last pass's normed states [T, D]."""
+        embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        context = get_forward_context()
+        metadata: Any = context.attn_metadata or None
+        slots: Any = context.slot_mapping
+        decodes = 0 if metadata is None else metadata[self.first].decodes
+        out = []
+        if decodes:
+            part = Part("decode", slice(0, decodes), metadata, slots)
+            out.append(self._one_trip(embeds[:decodes], positions[:decodes], part))
+        if decodes < len(embeds):
+            part = Part("rest", slice(decodes, len(embeds)), metadata, slots)
+            out.append(self._trips(embeds[decodes:], positions[decodes:], part))
+        return out[0] if len(out) == 1 else torch.cat(out)
+
+    def _layers(self, index: int | None, x: Tensor, positions: Tensor, part: Part) -> tuple[Tensor, Tensor]:
+        """-> the states after the final norm and before it."""
+        residual = None
+        for layer in self.layers:
+            x, residual = layer(index, x, residual, positions, part)
+        normed, raw = self.norm(x, residual)
+        return normed, raw
+
+    def _input(self, embeds: Tensor, state: Tensor) -> Tensor:
+        """a * E + b * z, as a new tensor."""
+        a, b = self.config.plt_emb_scale, self.config.plt_hidden_scale
+        return embeds * (1.0 if a is None else a) + state * (1.0 if b is None else b)
+
+    def _one_trip(self, embeds: Tensor, positions: Tensor, part: Part) -> Tensor:
+        loops, tokens = self.config.plt_num_loops, len(embeds)
+        assert self.carry is not None
+        carried = self.carry.read(part).transpose(0, 1)
+        x = torch.cat([embeds, self._input(embeds, carried).flatten(0, 1)])
+        normed, raw = self._layers(None, x, positions.repeat(loops), part)
+        states = (normed if self.config.plt_normalize_per_loop else raw)[:-tokens]
+        self.carry.write(states.view(loops - 1, tokens, -1).transpose(0, 1), part)
+        return normed[-tokens:]
+
+    def _trips(self, embeds: Tensor, positions: Tensor, part: Part) -> Tensor:
+        config = self.config
+        reads = self.carry is not None and part.metadata is not None
+        carried = self.carry.read(part) if reads else None
+        states: list[Tensor] = []
+        x = embeds.clone()  # vLLM's norms add in place
+        for index in range(config.plt_num_loops):
+            if index:
+                states.append(normed if config.plt_normalize_per_loop else raw)
+                x = self._next(embeds, states, carried, part)
+            normed, raw = self._layers(index, x, positions, part)
+        if reads:
+            self.carry.write(torch.stack(states, dim=1), part)
+        return normed
+
+    def _next(self, embeds: Tensor, states: list[Tensor], carried: Tensor | None, part: Part) -> Tensor:
+        """The input of the pass after those whose outputs are `states`."""
+        state, config = states[-1], self.config
+        if config.plt_loop_mode == "sequential":
+            return state.clone()
+        if config.plt_clp_shift:
+            starts = torch.cat([state[:1], state])
+            if carried is not None:
+                starts.index_copy_(0, self._first_rows(part), carried[:, len(states) - 1])
+            state = starts[:-1]
+        return self._input(embeds, state)
+
+    def _first_rows(self, part: Part) -> Tensor:
+        """Each request's first row [N]; that of padding may be the row after the last."""
+        return part.of(self.carry.pages[0].layer_name).query_start_loc[:-1].long()
+
+
+class PLTForCausalLM(nn.Module, SupportsQuant):
+    """A PLT with its head."""
+
+    packed_modules_mapping: ClassVar[dict[str, list[str]]] = {
+        "qkv_proj": ["q_proj", "k_proj", "v_proj"],
+        "gate_up_proj": ["gate_proj", "up_proj"],
+    }
+    hf_to_vllm_mapper = WeightsMapper(
+        orig_to_new_substr={".loop_gate_proj.": ".plt_gate."},
+        orig_to_new_stacked={
+            ".q_proj": (".qkv_proj", "q"),
+            ".k_proj": (".qkv_proj", "k"),
+            ".v_proj": (".qkv_proj", "v"),
+            ".gate_proj": (".gate_up_proj", 0),
+            ".up_proj": (".gate_up_proj", 1),
+        },
+    )
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__()
+        self.config = config = vllm_config.model_config.hf_config
+        self.quant_config = vllm_config.quant_config
+        self.model = PLTModel(vllm_config, maybe_prefix(prefix, "model"))
+        self.lm_head = ParallelLMHead(
+            config.vocab_size,
+            config.hidden_size,
+            quant_config=self.quant_config,
+            prefix=maybe_prefix(prefix, "lm_head"),
+        )
+        if config.tie_word_embeddings:
+            self.lm_head = self.lm_head.tie_weights(self.model.embed_tokens)
+        self.logits_processor = LogitsProcessor(config.vocab_size)
+
+    def embed_input_ids(self, input_ids: Tensor) -> Tensor:
+        embeds: Tensor = self.model.embed_tokens(input_ids)
+        return embeds
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        positions: Tensor,
+        intermediate_tensors: IntermediateTensors | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        out: Tensor = self.model(input_ids, positions, inputs_embeds)
+        return out
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
+        logits: Tensor | None = self.logits_processor(self.lm_head, hidden_states)
+        return logits
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Raises ValueError where the checkpoint lacks the gates that its loop count needs."""
+        mapper, gated = self.hf_to_vllm_mapper, any(".plt_gate." in name for name, _ in self.named_parameters())
+        if not gated:
+            mapper = WeightsMapper(orig_to_new_substr={".plt_gate.": None, ".loop_gate_proj.": None}) | mapper
+        loaded: set[str] = AutoWeightsLoader(self).load_weights(weights, mapper=mapper)
+        if gated and not any(".plt_gate." in name for name in loaded):
+            raise ValueError(
+                f"the checkpoint holds no gates: it can run plt_num_loops 1, not {self.config.plt_num_loops}"
+            )
+        return loaded

@@ -1,0 +1,195 @@
+"""The KV cache layers of a PLT, as vLLM's block manager sees them.
+
+For each decoder layer, `attn` keeps pass 0's keys and values. `shared` and `rows` read them and keep nothing: `shared`
+for one later pass, `rows` for all R passes of a token at once, the passes side by side as R * H query heads. `local_p{r}`
+keeps the window of pass r. Beside them `carry.{j}` keep what each token hands on to the next: the outputs of its passes
+0..R-2. The carry has the windows' kind of pages, so blocks of it are allocated, freed, shared by prefix and restored as
+theirs are. (vLLM wants exactly one integer in a layer's name.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.attention import Attention
+from vllm.v1.attention.backend import AttentionBackend, CommonAttentionMetadata
+from vllm.v1.attention.selector import get_attn_backend
+from vllm.v1.kv_cache_interface import KVCacheSpec, SlidingWindowSpec
+
+from .metadata import BOTH, Part, carry_backend, split_backend
+
+HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""What heads are padded to where an attention backend does not take their own size."""
+
+
+def padded_head_size(size: int, vllm_config: VllmConfig) -> int:
+    """The smallest size from `size` on that both attention backends take, over everything and over a window."""
+    for candidate in (size, *(s for s in HEAD_SIZES if s > size)):
+        try:
+            backends = [real_backend(candidate, vllm_config, windowed) for windowed in (False, True)]
+        except (ValueError, NotImplementedError):
+            continue
+        if all(backend.supports_head_size(candidate) for backend in backends):
+            return candidate
+    raise ValueError(f"head_dim is {size}: no attention backend of vLLM here takes it, padded or not")
+
+
+def real_backend(size: int, vllm_config: VllmConfig, windowed: bool) -> type[AttentionBackend]:
+    """The attention backend that vLLM chooses."""
+    dtype, kv_dtype = torch.get_default_dtype(), vllm_config.cache_config.cache_dtype
+    chosen: type[AttentionBackend] = get_attn_backend(size, dtype, kv_dtype, has_sliding_window=windowed)
+    return chosen
+
+
+class PagedAttention(Attention):
+    """An attention layer of vLLM on split metadata, its heads padded with zeros to a size that the backend takes.
+
+    window: how many positions before its own a query sees; None for all.
+    """
+
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        prefix: str,
+        *,
+        heads: int,
+        groups: int,
+        head_dim: int,
+        role: str = BOTH,
+        window: int | None = None,
+        shares: str | None = None,
+    ) -> None:
+        self.role, self.head_dim = role, head_dim
+        size = padded_head_size(head_dim, vllm_config)
+        super().__init__(
+            heads,
+            size,
+            head_dim**-0.5,
+            num_kv_heads=groups,
+            cache_config=vllm_config.cache_config,
+            per_layer_sliding_window=None if window is None else window + 1,
+            prefix=prefix,
+            kv_sharing_target_layer_name=shares,
+            attn_backend=self.backend_on(real_backend(size, vllm_config, window is not None)),
+        )
+
+    def backend_on(self, real: type[AttentionBackend]) -> type[AttentionBackend]:
+        return split_backend(real)
+
+    def get_kv_cache_spec(self, vllm_config: VllmConfig) -> KVCacheSpec | None:
+        """vLLM frees what no later query sees: with a window of 0 that is the last token, whose carry is read."""
+        spec = super().get_kv_cache_spec(vllm_config)
+        if isinstance(spec, SlidingWindowSpec) and spec.sliding_window < 2:
+            return replace(spec, sliding_window=2)
+        return spec
+
+    def write(self, k: Tensor, v: Tensor, part: Part) -> None:
+        """Keep keys and values [T, G * K]."""
+        slots = part.slots(self.layer_name)
+        if slots is not None and part.metadata is not None:
+            k, v = self._heads(k, self.num_kv_heads), self._heads(v, self.num_kv_heads)
+            self.impl.do_kv_cache_update(self, k, v, self.kv_cache, slots)
+
+    def attend(self, q: Tensor, part: Part) -> Tensor:
+        """Attention of queries [T, H * K] -> [T, H, K]."""
+        q = self._heads(q, self.num_heads)
+        out, metadata = torch.empty_like(q), part.of(self.layer_name)
+        if metadata is None:
+            return out[..., : self.head_dim].zero_()
+        self.impl.forward(self, q, None, None, self.kv_cache, metadata, output=out)
+        return out[..., : self.head_dim]
+
+    def _heads(self, x: Tensor, heads: int) -> Tensor:
+        x = x.view(-1, heads, self.head_dim)
+        missing = self.head_size - self.head_dim
+        return pad(x, (0, missing)) if missing else x
+
+
+class CarryPages(PagedAttention):
+    """Pages of the windows' kind that hold a piece of the carry."""
+
+    def backend_on(self, real: type[AttentionBackend]) -> type[AttentionBackend]:
+        return carry_backend(real)
+
+    def put(self, piece: Tensor, slots: Tensor) -> None:
+        """Write [T, 2 * G * K] at `slots` [T]."""
+        blocks, heads, size, width = self.kv_cache.shape
+        self.kv_cache[slots // size, :, slots % size] = piece.view(-1, heads, width)
+
+    def get(self, blocks: Tensor, offsets: Tensor) -> Tensor:
+        """Read [N, 2 * G * K]."""
+        return self.kv_cache[blocks, :, offsets].flatten(1)
+
+
+class Carry(nn.Module):
+    """What each token hands on to the next one of its request: the outputs of passes 0..R-2, R-1 vectors.
+
+    Raises nothing: where a request has no token before, the carry is zeros.
+    """
+
+    def __init__(
+        self, vllm_config: VllmConfig, prefix: str, *, groups: int, head_dim: int, window: int | None, zeroed: bool
+    ) -> None:
+        super().__init__()
+        config = vllm_config.model_config.hf_config
+        self.count, self.width, self.zeroed = config.plt_num_loops - 1, config.hidden_size, zeroed
+        self.capacity = 2 * groups * padded_head_size(head_dim, vllm_config)
+        self.used = ceil(self.count * self.width / self.capacity)
+        windows = 0 if window is None else config.num_hidden_layers * self.count
+        self.pages = nn.ModuleList(
+            CarryPages(
+                vllm_config,
+                f"{prefix}.{j}",
+                heads=groups,
+                groups=groups,
+                head_dim=head_dim,
+                window=1 if window is None else window,
+            )
+            for j in range(pages_of_carry(self.used, windows, config.num_hidden_layers))
+        )
+
+    def read(self, part: Part) -> Tensor:
+        """The carry of the token before each request's first one [N, R-1, D]; zeros where there is none."""
+        pieces = [self._piece(pages, part.of(pages.layer_name)) for pages in self._used()]
+        whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+        return whole[:, : self.count * self.width].view(-1, self.count, self.width)
+
+    def _piece(self, pages: CarryPages, common: CommonAttentionMetadata) -> Tensor:
+        before = common.seq_lens - common.query_start_loc.diff() - 1
+        size = pages.kv_cache.shape[2]
+        place = before.clamp(min=0)
+        blocks = common.block_table_tensor.gather(1, (place // size)[:, None].long())[:, 0]
+        there = (before >= 0)[:, None]
+        if self.zeroed:
+            there = torch.zeros_like(there)
+        return torch.where(there, pages.get(blocks.long(), (place % size).long()), 0.0)
+
+    def write(self, states: Tensor, part: Part) -> None:
+        """Keep the states [T, R-1, D] of all tokens of the part. Padding goes to vLLM's null block, as zeros: kernels
+        multiply what they find there by 0."""
+        flat = pad(states.flatten(1), (0, self.used * self.capacity - self.count * self.width))
+        for pages, piece in zip(self._used(), flat.split(self.capacity, dim=1), strict=True):
+            slots = part.slots(pages.layer_name)
+            assert slots is not None
+            pages.put(torch.where((slots >= 0)[:, None], piece, 0.0), slots.clamp(min=0))
+
+    def _used(self) -> list[Any]:
+        return list(self.pages[: self.used])
+
+
+def pages_of_carry(needed: int, windows: int, layers: int) -> int:
+    """How many page layers the carry takes: `needed`, or more where that costs nothing and spares the shared cache.
+
+    vLLM cuts all layers into groups of one size and pads the last group of each kind. With somewhat more windowed
+    layers (windows and carry) than full ones it takes the larger number for that size, and pads the full layers, which
+    alone grow with the context. With exactly as many, or half as many more, it does not.
+    """
+    if windows + needed <= layers:
+        return layers - windows
+    return max(needed, ceil(1.5 * layers) - windows)
