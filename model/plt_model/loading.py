@@ -87,7 +87,7 @@ def check_weights(folder: Path) -> dict[str, list[int]]:
     return shapes
 
 
-def _check_fit(folder: Path, config: PLTConfig) -> None:
+def check_fit(folder: Path, config: PLTConfig) -> None:
     """The tensors of the files are those that the configuration asks for. All gates may be absent, and a tied head."""
     found = check_weights(folder)
     with torch.device("meta"):
@@ -135,7 +135,7 @@ def load_model(
     whole, sound PLT checkpoint, and ValueError for an attention that cannot be had.
     """
     config = read_config(folder)
-    _check_fit(folder, config)
+    check_fit(folder, config)
     attention, _ = chosen(attn_implementation, device, dtype or config.dtype or torch.float32)
     try:
         model = PLTForCausalLM.from_pretrained(

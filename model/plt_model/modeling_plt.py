@@ -600,7 +600,7 @@ class PLTForCausalLM(PLTPreTrainedModel, GenerationMixin):
                 k: kwargs[k] for k in ("revision", "cache_dir", "token", "local_files_only", "subfolder") if k in kwargs
             }
             config = PLTConfig.from_pretrained(where, **hub, **overrides)
-        _override(config, loops, loop_mode)
+        set_loops(config, loops, loop_mode)
         kwargs.setdefault("key_mapping", {r"\.loop_gate_proj\.": ".plt_gate."})
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(
@@ -624,7 +624,7 @@ def _one_of(older: PLTCache | None, newer: PLTCache | None) -> PLTCache | None:
     return newer if older is None else older
 
 
-def _override(config: PLTConfig, loops: int | None, loop_mode: str | None) -> None:
+def set_loops(config: PLTConfig, loops: int | None, loop_mode: str | None) -> None:
     """Apply what the caller asked for over what the checkpoint says."""
     if loops is not None and loops != config.plt_num_loops:
         if not isinstance(loops, int) or loops < 1:

@@ -10,6 +10,7 @@ from plt_eval.errors import UserError
 
 ENGINES = {
     "hf": ("plt_eval.engines.hf", "HFEngine"),
+    "vllm": ("plt_eval.engines.vllm", "VLLMEngine"),
     "openai": ("plt_eval.engines.openai", "OpenAIEngine"),
     "replay": ("plt_eval.engines.replay", "ReplayEngine"),
 }

@@ -59,6 +59,17 @@ class StopCheck:
         text = self.tokenizer.decode(new_ids[-self.tail :], skip_special_tokens=True)
         return any(stop in text for stop in self.stops)
 
+    def first(self, new_ids: Sequence[int], seen: int) -> int | None:
+        """After how many tokens a stop string had appeared first, where it is more than `seen`, which were asked about
+        before; None where none has."""
+        if not self.stops:
+            return None
+        text = self.tokenizer.decode(new_ids[max(0, seen - self.tail) :], skip_special_tokens=True)
+        if not any(stop in text for stop in self.stops):
+            return None
+        counts = range(seen + 1, len(new_ids) + 1)
+        return next((count for count in counts if self(new_ids[max(0, count - self.tail) : count])), None)
+
 
 class Prompts:
     """A tokenizer, whether its chat template is used, and the tokens that end a text."""
