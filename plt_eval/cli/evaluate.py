@@ -192,8 +192,10 @@ def _evaluate_lm_eval(suite: LmEvalSuite, options: RunOptions, console: Console)
 
 
 def _models(options: RunOptions, notify: Callable[[str], None]) -> Sequence[ResolvedModel | None]:
-    """What the in-process engine is to run, one engine each; [None] for the other engines, which know it themselves."""
-    return chosen_models(options.model, options.loops, "evaluating", notify) if options.engine == "hf" else [None]
+    """What an engine that computes itself is to run, one engine each; [None] for the others, which know it."""
+    if options.engine not in ("hf", "vllm"):
+        return [None]
+    return chosen_models(options.model, options.loops, "evaluating", notify)
 
 
 def chosen_models(
@@ -245,9 +247,17 @@ def _make_engine(
         "decoder": options.decoder,
         "attention": options.attention,
         "compile": options.compile,
+        "tensor_parallel": options.tensor_parallel,
+        "max_model_len": options.max_model_len,
+        "gpu_memory_utilization": options.gpu_memory_utilization,
     }
-    batch_size = parse_batch_size(options.batch_size)
-    return make_engine("hf", model=str(model.folder), batch_size=batch_size, notify=notify, **_without_none(given))
+    return make_engine(
+        options.engine,
+        model=str(model.folder),
+        batch_size=parse_batch_size(options.batch_size),
+        notify=notify,
+        **_without_none(given),
+    )
 
 
 def _tools_engine(engine: Engine, suite: ToolsSuite, data: SuiteData, options: RunOptions) -> Engine:

@@ -40,6 +40,9 @@ class RunOptions:
     decoder: str | None = None
     attention: str | None = None
     compile: str | None = None
+    tensor_parallel: int | None = None
+    max_model_len: int | None = None
+    gpu_memory_utilization: float | None = None
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
@@ -58,17 +61,19 @@ class RunOptions:
 
 
 ONLY_WITH = {
-    **dict.fromkeys(("model", "loops", "loop_mode", "batch_size", "dtype", "device"), ("hf",)),
-    **dict.fromkeys(("chat_template", "tokenizer", "decoder", "attention", "compile"), ("hf",)),
+    **dict.fromkeys(("model", "loops", "loop_mode", "batch_size", "dtype"), ("hf", "vllm")),
+    **dict.fromkeys(("chat_template", "tokenizer", "compile"), ("hf", "vllm")),
+    **dict.fromkeys(("device", "decoder", "attention"), ("hf",)),
+    **dict.fromkeys(("tensor_parallel", "max_model_len", "gpu_memory_utilization"), ("vllm",)),
     **dict.fromkeys(
         ("endpoint", "served_as", "api_model", "api", "api_key_env", "concurrency", "retries", "request_timeout"),
         ("openai",),
     ),
-    **dict.fromkeys(("temperature", "top_p", "seed", "max_new_tokens"), ("hf", "openai")),
+    **dict.fromkeys(("temperature", "top_p", "seed", "max_new_tokens"), ("hf", "vllm", "openai")),
     "completions": ("replay",),
 }
 """Option -> the engines with which it has an effect; the others have one with all."""
-NEEDED = {"hf": (), "openai": ("endpoint", "api_model"), "replay": ("completions",)}
+NEEDED = {"hf": (), "vllm": (), "openai": ("endpoint", "api_model"), "replay": ("completions",)}
 MOST_LOOPS = 64
 
 
@@ -94,6 +99,9 @@ def check_options(options: RunOptions, *, tasks_draw: bool = False) -> None:
     if options.loops is not None:
         parse_loops(options.loops)
     parse_batch_size(options.batch_size)
+    share = options.gpu_memory_utilization
+    if share is not None and not 0 < share <= 1:
+        raise UserError(f"--gpu-memory-utilization {share}: expected a number above 0 and at most 1")
     if options.request_timeout is not None and not options.request_timeout > 0:
         raise UserError(f"--request-timeout {options.request_timeout}: expected a number of seconds above 0")
 

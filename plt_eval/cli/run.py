@@ -14,6 +14,7 @@ class EngineName(StrEnum):
     """What turns prompts into text."""
 
     hf = "hf"
+    vllm = "vllm"
     openai = "openai"
     replay = "replay"
 
@@ -135,27 +136,28 @@ def run(
     model: Annotated[
         str | None,
         typer.Option(
-            help="[hf] Checkpoint folder, or a bundled model: plt-tiny:r3 is one checkpoint, plt-tiny (default) the "
+            help="[hf, vllm] Checkpoint folder, or a bundled model: plt-tiny:r3 is one checkpoint, plt-tiny (default) the "
             "family, in which each loop count has a checkpoint that was trained with it."
         ),
     ] = None,
     loops: Annotated[
         str | None,
         typer.Option(
-            help="[hf] Loop counts, as 2 or 1,2,4 or 1-4 (default: the checkpoint's own; of a family, all it has)."
+            help="[hf, vllm] Loop counts, as 2 or 1,2,4 or 1-4 (default: the checkpoint's own; of a family, all it has)."
         ),
     ] = None,
-    loop_mode: Annotated[LoopMode | None, typer.Option(help="[hf] How loops are wired (default plt).")] = None,
+    loop_mode: Annotated[LoopMode | None, typer.Option(help="[hf, vllm] How loops are wired (default plt).")] = None,
     batch_size: Annotated[
-        str | None, typer.Option(help='[hf] Prompts at a time, or "auto" (default): as many as fit.')
+        str | None, typer.Option(help='[hf, vllm] Prompts at a time, or "auto" (default): as many as fit.')
     ] = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="[hf] Numbers to compute in (default auto).")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="[hf, vllm] Numbers to compute in (default auto).")] = None,
     device: Annotated[Device | None, typer.Option(help="[hf] Where to compute (default auto).")] = None,
     chat_template: Annotated[
-        ChatTemplate | None, typer.Option(help="[hf] Use the tokenizer's chat template (default auto: if it has one).")
+        ChatTemplate | None,
+        typer.Option(help="[hf, vllm] Use the tokenizer's chat template (default auto: if it has one)."),
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help='[hf] Tokenizer folder, or "bytes" (default: the checkpoint\'s own).')
+        str | None, typer.Option(help='[hf, vllm] Tokenizer folder, or "bytes" (default: the checkpoint\'s own).')
     ] = None,
     decoder: Annotated[
         Decoder | None,
@@ -169,13 +171,26 @@ def run(
     ] = None,
     compile_: Annotated[
         Compile | None,
-        typer.Option("--compile", help="[hf] Compile the step of --decoder session (default auto: where it pays)."),
+        typer.Option(
+            "--compile",
+            help="[hf, vllm] Compile the step of --decoder session (default auto: where it pays); of vLLM, off is eager.",
+        ),
     ] = None,
-    temperature: Annotated[float | None, typer.Option(min=0.0, help="[hf, openai] 0 (default) is greedy.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="[hf, openai] Nucleus, in (0, 1] (default 1).")] = None,
-    seed: Annotated[int | None, typer.Option(help="[hf, openai] Seed of the random streams (default 0).")] = None,
+    tensor_parallel: Annotated[
+        int | None, typer.Option(min=1, help="[vllm] Processes that share a model, a GPU each (default 1).")
+    ] = None,
+    max_model_len: Annotated[
+        int | None,
+        typer.Option(min=2, help="[vllm] Tokens of context (default: the model's own, or what the KV cache holds)."),
+    ] = None,
+    gpu_memory_utilization: Annotated[
+        float | None, typer.Option(help="[vllm] Share of the device's memory to take, in (0, 1] (default: vLLM's).")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(min=0.0, help="[hf, vllm, openai] 0 (default) is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="[hf, vllm, openai] Nucleus, in (0, 1] (default 1).")] = None,
+    seed: Annotated[int | None, typer.Option(help="[hf, vllm, openai] Seed of the random streams (default 0).")] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="[hf, openai] Instead of the suite's own limit.")
+        int | None, typer.Option(min=1, help="[hf, vllm, openai] Instead of the suite's own limit.")
     ] = None,
     endpoint: Annotated[
         list[str] | None,
@@ -329,6 +344,9 @@ def run(
         decoder=_value(decoder),
         attention=_value(attention),
         compile=_value(compile_),
+        tensor_parallel=tensor_parallel,
+        max_model_len=max_model_len,
+        gpu_memory_utilization=gpu_memory_utilization,
         temperature=temperature,
         top_p=top_p,
         seed=seed,
