@@ -3,7 +3,7 @@
 Nothing heavy is imported until a subcommand runs, so `plt-eval --help` answers at once.
 
 Exit codes: 0 done; 1 done, but some samples are missing or a correctness gate was red; 2 the user has to mend
-something (one line on stderr); 130 interrupted.
+something (one line on stderr); 130 interrupted (`serve`: 143 where SIGTERM ended it).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from plt_eval.cli.install import install
 from plt_eval.cli.ls import ls
 from plt_eval.cli.report import report
 from plt_eval.cli.run import run
+from plt_eval.cli.serve import serve
 from plt_eval.cli.show import show
 from plt_eval.cli.study import study
 from plt_eval.cli.suites import suites
@@ -49,6 +50,7 @@ app.command("sft")(sft)
 app.command("ls")(ls)
 app.command("show")(show)
 app.command("export")(export)
+app.command("serve")(serve)
 app.command("report")(report)
 app.command("figures")(figures)
 app.command("suites")(suites)

@@ -53,7 +53,7 @@ class GenerateDecoder:
                 eos_token_id=list(self.prompts.eos) or None,
                 pad_token_id=self.prompts.pad_id,
             ),
-            logits_processor=_sampling(jobs),
+            logits_processor=sampling(jobs),
             stopping_criteria=StoppingCriteriaList([done]),
         )
         seconds = time.monotonic() - started
@@ -96,7 +96,8 @@ class SeededSampling(LogitsProcessor):
         return torch.full_like(scores, float("-inf")).scatter(-1, token, 0.0)
 
 
-def _sampling(jobs: list[Job]) -> LogitsProcessorList:
+def sampling(jobs: list[Job]) -> LogitsProcessorList:
+    """What draws the next tokens of one batch. Raises UserError where its jobs are not decoded alike."""
     decoding = jobs[0].decoding
     if any(job.decoding != decoding for job in jobs):
         raise UserError("one batch cannot mix decoding settings")

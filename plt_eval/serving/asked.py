@@ -1,0 +1,200 @@
+"""What a client may ask of `--engine transformers`, checked before the model sees it.
+
+A field that would have no effect is refused, not ignored; so is a prompt that leaves no room for its answer.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from plt_eval.engines.base import Decoding
+from plt_eval.engines.hf_prompts import Job
+
+Body = TypeVar("Body", bound=BaseModel)
+
+COMPLETION_TOKENS = 16
+"""New tokens where a completion does not say how many: OpenAI's own number."""
+
+
+class BadRequest(Exception):
+    """The client's mistake: an HTTP status, OpenAI's code for it, the field, and a line of words."""
+
+    def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+    def body(self) -> dict[str, Any]:
+        """As OpenAI's clients read it."""
+        told = {"message": str(self), "type": "invalid_request_error", "param": self.param, "code": self.code}
+        return {"error": told}
+
+
+@dataclass
+class Asked:
+    """One request: its prompt in tokens with how to go on, and what to hand back. `top` is how many alternatives each
+    token's log-probability comes with (None: no log-probabilities). `body` is what transformers' server gets to see.
+    `gone` is set when nobody waits for the answer any more."""
+
+    job: Job
+    stream: bool
+    body: dict[str, Any]
+    top: int | None = None
+    echo: str | None = None
+    gone: threading.Event = field(default_factory=threading.Event)
+
+
+# --- the fields -----------------------------------------------------------------------------------------
+
+Nothing = Annotated[float, Field(ge=0, le=0)]
+"""A setting that may be said, but not changed."""
+
+
+class _Common(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str
+    max_tokens: int | None = Field(None, ge=0)
+    temperature: float | None = Field(None, ge=0, le=100, allow_inf_nan=False)
+    top_p: float | None = Field(None, gt=0, le=1)
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: dict[str, Any] | None = None
+    n: Literal[1] | None = None
+    presence_penalty: Nothing | None = None
+    frequency_penalty: Nothing | None = None
+    user: str | None = None
+
+    def stops(self) -> tuple[str, ...]:
+        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return tuple(stop for stop in given if stop)
+
+    def decoding(self) -> Decoding:
+        """OpenAI's defaults: temperature 1, and without a seed another answer each time."""
+        seed = random.getrandbits(31) if self.seed is None else self.seed
+        return Decoding(
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            seed=seed,
+        )
+
+
+class CompletionBody(_Common):
+    """POST /v1/completions."""
+
+    prompt: str
+    echo: bool | None = None
+    logprobs: int | None = Field(None, ge=0, le=20)
+    best_of: Literal[1] | None = None
+
+
+class Turn(BaseModel):
+    """A message; what else it holds is the chat template's affair."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    role: str
+    content: str | list[dict[str, Any]] | None = None
+
+
+class ChatBody(_Common):
+    """POST /v1/chat/completions."""
+
+    messages: list[Turn] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Literal["auto"] | None = None
+    response_format: dict[Literal["type"], Literal["text"]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+# --- reading --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads bodies for one model. `tokens` are a text's, `templated` those of messages with tools and options of the
+    template (both may raise: the reason is told); `context` is what prompt and answer may have together."""
+
+    model: str
+    context: int | None
+    tokens: Callable[[str], list[int]]
+    templated: Callable[[list[dict[str, Any]], list[dict[str, Any]] | None, Mapping[str, Any]], list[int]]
+
+    def completion(self, value: Any) -> Asked:
+        """Raises BadRequest."""
+        body = _parsed(CompletionBody, value)
+        self._check_model(body.model)
+        ids = self.tokens(body.prompt)
+        limit = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+        if limit == 0 and not body.echo:
+            raise BadRequest("max_tokens is 0: that has a use only with echo", param="max_tokens")
+        job = self._job(ids, limit, body, chat=False)
+        passed = {"model": body.model, "prompt": body.prompt, "max_tokens": limit, "stream": bool(body.stream)}
+        return Asked(job, bool(body.stream), passed, body.logprobs, body.prompt if body.echo else None)
+
+    def chat(self, value: Any) -> Asked:
+        """Raises BadRequest."""
+        body = _parsed(ChatBody, value)
+        self._check_model(body.model)
+        if body.top_logprobs is not None and not body.logprobs:
+            raise BadRequest("top_logprobs has an effect only with logprobs", param="top_logprobs")
+        if body.logprobs and body.tools:
+            raise BadRequest("logprobs cannot be had together with tools", param="logprobs")
+        messages = [turn.model_dump(exclude_none=True) for turn in body.messages]
+        ids = self._templated(messages, body)
+        limit = body.max_completion_tokens or body.max_tokens
+        if limit is None:
+            limit = COMPLETION_TOKENS if self.context is None else max(1, self.context - len(ids))
+        job = self._job(ids, limit, body, chat=True)
+        passed: dict[str, Any] = {"model": body.model, "messages": messages, "stream": bool(body.stream)}
+        passed |= {"max_tokens": limit, "chat_template_kwargs": body.chat_template_kwargs or {}}
+        if body.tools:
+            passed["tools"] = body.tools
+        return Asked(job, bool(body.stream), passed, (body.top_logprobs or 0) if body.logprobs else None)
+
+    def _templated(self, messages: list[dict[str, Any]], body: ChatBody) -> list[int]:
+        try:
+            return self.templated(messages, body.tools, body.chat_template_kwargs or {})
+        except BadRequest:
+            raise
+        except Exception as refused:  # a template is a program of the model's makers
+            raise BadRequest(f"messages: {type(refused).__name__}: {refused}", param="messages") from refused
+
+    def _check_model(self, name: str) -> None:
+        if name != self.model:
+            raise BadRequest(
+                f"the model {name!r} does not exist; this server has {self.model!r}",
+                status=404,
+                param="model",
+                code="model_not_found",
+            )
+
+    def _job(self, ids: list[int], limit: int, body: _Common, *, chat: bool) -> Job:
+        if self.context is not None and len(ids) + limit > self.context:
+            raise BadRequest(
+                f"this model's maximum context length is {self.context} tokens; requested were {len(ids)} of the "
+                f"prompt and {limit} new ones",
+                code="context_length_exceeded",
+            )
+        return Job("", ids, limit, body.stops(), chat, body.decoding())
+
+
+def _parsed(kind: type[Body], value: Any) -> Body:
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            raise BadRequest(f"{where}: this server has no such setting", param=where) from error
+        found = "" if fault["type"] == "missing" else f", found {str(fault['input'])[:60]!r}"
+        raise BadRequest(f"{where or 'body'}: {fault['msg']}{found}", param=where or None) from error

@@ -1,0 +1,181 @@
+"""What stands before transformers' server: keys, the rules of asked.py, log-probabilities, clients that go away.
+
+An ASGI application around another one. What it hands on are checked requests for text; all else it answers itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import json
+import time
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextvars import ContextVar
+from typing import Any
+
+from plt_eval.serving.answers import chat_answer, chat_chunk, completion_answer
+from plt_eval.serving.asked import Asked, BadRequest, Reader
+from plt_eval.serving.writer import Writer
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
+ASKED: ContextVar[Asked] = ContextVar("asked")
+"""The request that this task, and every thread that works for it, is about."""
+
+
+class Front:
+    """Serves `app` to those who have the `key` (None: to all)."""
+
+    def __init__(self, app: App, *, reader: Reader, writer: Writer, key: str | None) -> None:
+        self.app, self.reader, self.writer, self.key = app, reader, writer, key
+        self.started = int(time.time())
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] == "/health":
+            await self.app(scope, receive, send)
+            return
+        try:
+            self._check_key(scope)
+            if scope["path"] == "/v1/models" and scope["method"] == "GET":
+                await _send_json(send, 200, self._models())
+                return
+            if scope["path"] not in (CHAT, COMPLETIONS) or scope["method"] != "POST":
+                raise BadRequest(f"{scope['method']} {scope['path']}: no such service here", status=404)
+            asked = self._read(scope["path"], await _body(receive))
+        except BadRequest as refused:
+            await _send_json(send, refused.status, refused.body())
+            return
+        await self._answer(asked, scope, receive, send)
+
+    def _check_key(self, scope: MutableMapping[str, Any]) -> None:
+        if self.key is None:
+            return
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        if not hmac.compare_digest(given, b"Bearer " + self.key.encode()):
+            raise BadRequest("the API key is missing or wrong", status=401, code="invalid_api_key")
+
+    def _models(self) -> dict[str, Any]:
+        card = {"id": self.reader.model, "object": "model", "created": self.started, "owned_by": "plt-eval"}
+        return {"object": "list", "data": [card | {"max_model_len": self.reader.context}]}
+
+    def _read(self, path: str, body: bytes) -> Asked:
+        try:
+            value = json.loads(body)
+        except ValueError as error:
+            raise BadRequest(f"the body is no JSON: {error}") from error
+        return self.reader.chat(value) if path == CHAT else self.reader.completion(value)
+
+    async def _answer(self, asked: Asked, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Let the answer be made while the client is there."""
+        gone = asyncio.ensure_future(_until_gone(receive))
+        work = asyncio.ensure_future(self._work(asked, scope, gone, send))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                asked.gone.set()
+                work.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await work
+        finally:
+            asked.gone.set()
+            gone.cancel()
+
+    async def _work(
+        self, asked: Asked, scope: MutableMapping[str, Any], gone: asyncio.Future[None], send: Send
+    ) -> None:
+        if asked.top is not None or asked.echo is not None:
+            await self._own_answer(asked, send)
+            return
+        ASKED.set(asked)
+        body = json.dumps(asked.body).encode()
+        length = (b"content-length", str(len(body)).encode())
+        headers = [pair for pair in scope["headers"] if pair[0] != b"content-length"] + [length]
+        await self.app({**scope, "headers": headers}, _replay(body, gone), _ending(send) if asked.stream else send)
+
+    async def _own_answer(self, asked: Asked, send: Send) -> None:
+        new = await asyncio.to_thread(self.writer.write, asked)
+        prompt, top = asked.job.ids, asked.top
+        first = 0 if asked.echo is not None else len(prompt)
+        scores = (
+            None
+            if top is None
+            else await asyncio.to_thread(self.writer.score, prompt + new, first=first, top=max(top, 1))
+        )
+        make = chat_answer if asked.job.chat else completion_answer
+        answer = make(asked, new, scores, self.writer.engine.prompts)
+        answer |= {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.reader.model}
+        if not asked.stream:
+            await _send_json(send, 200, answer)
+            return
+        chunk = chat_chunk(answer) if asked.job.chat else answer
+        await _send(send, 200, b"text/event-stream", b"data: " + _json(chunk) + b"\n\n" + DONE)
+
+
+# --- ASGI -----------------------------------------------------------------------------------------------
+
+DONE = b"data: [DONE]\n\n"
+
+
+async def _body(receive: Receive) -> bytes:
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise BadRequest("the request was cut short")
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _replay(body: bytes, gone: asyncio.Future[None]) -> Receive:
+    """The body in one piece; after that the client's leaving, when it comes."""
+    waiting = [body]
+
+    async def receive() -> Message:
+        if waiting:
+            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+        await asyncio.shield(gone)
+        return {"type": "http.disconnect"}
+
+    return receive
+
+
+def _ending(send: Send) -> Send:
+    """Closes a stream with the line by which many clients know its end."""
+    streams = False
+
+    async def forward(message: Message) -> None:
+        nonlocal streams
+        if message["type"] == "http.response.start":
+            streams = any(value.startswith(b"text/event-stream") for _, value in message["headers"])
+        elif streams and not message.get("more_body"):
+            message = {**message, "body": message.get("body", b"") + DONE}
+        await send(message)
+
+    return forward
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+
+
+async def _send_json(send: Send, status: int, value: Any) -> None:
+    await _send(send, status, b"application/json", _json(value))
+
+
+async def _send(send: Send, status: int, kind: bytes, body: bytes) -> None:
+    headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,210 @@
+"""transformers' own server (`transformers serve`) with one of our models in it:
+
+    python -m plt_eval.serving.transformers_server SETTINGS [OPTIONS OF TRANSFORMERS SERVE]
+
+SETTINGS is a JSON object, see Settings. transformers loads models by their names in its own package and calls their
+generate(); here it is given the model as our engine loads it, any loop count included, and a generate() that hands its
+work to a Writer. Threads of its own wait for that, so that requests are decoded side by side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any
+
+import torch
+from transformers.cli.serving import model_manager, server, utils
+
+from plt_eval.engines.hf import HFEngine
+from plt_eval.errors import UserError
+from plt_eval.serving.asked import BadRequest, Reader
+from plt_eval.serving.front import ASKED, Front
+from plt_eval.serving.settings import KEY_VARIABLE, Settings
+from plt_eval.serving.writer import Writer
+
+
+def main(arguments: list[str]) -> None:
+    """Serve until a signal comes. What the user has to mend is told in one line, with exit code 2."""
+    try:
+        _serve(Settings(**json.loads(arguments[0])), arguments[1:])
+    except UserError as error:
+        _notify(f"plt-eval: error: {error}")
+        sys.exit(2)
+
+
+def _serve(settings: Settings, rest: list[str]) -> None:
+    engine = HFEngine(
+        settings.model,
+        loops=settings.loops,
+        dtype=settings.dtype,
+        device=settings.device,
+        tokenizer=settings.tokenizer,
+        label=settings.name,
+        notify=_notify,
+    )
+    if settings.chat_template is not None:
+        engine.tokenizer.chat_template = settings.chat_template
+    context = min(filter(None, (engine.context, settings.max_model_len)), default=None)
+    writer = Writer(engine, context)
+    _notify(f"decoder: {writer.about}; attention: {engine.facts()['attention']}")
+    _teach(engine, writer, Reader(settings.name, context, _tokens(engine), _templated(engine)))
+
+    from transformers.cli.transformers import main as transformers_command
+
+    sys.argv = ["transformers", "serve", settings.name, *rest]
+    transformers_command()
+
+
+def _notify(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+# --- prompts --------------------------------------------------------------------------------------------
+
+
+def _tokens(engine: HFEngine) -> Callable[[str], list[int]]:
+    return lambda text: engine.prompts.tokens(text) or [engine.prompts.first_id]
+
+
+def _templated(engine: HFEngine) -> Callable[..., list[int]]:
+    def ids(
+        messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, options: Mapping[str, Any]
+    ) -> list[int]:
+        if engine.tokenizer.chat_template is None:
+            raise BadRequest("the model has no chat template: ask /v1/completions, or serve it with --chat-template")
+        turns = utils.BaseHandler.get_processor_inputs_from_messages(messages, utils.Modality.LLM)
+        text = engine.tokenizer.apply_chat_template(
+            turns, tools=tools, add_generation_prompt=True, tokenize=False, **options
+        )
+        return engine.prompts.tokens(text, add_special_tokens=False)
+
+    return ids
+
+
+# --- what transformers' server is taught ----------------------------------------------------------------
+
+
+def _teach(engine: HFEngine, writer: Writer, reader: Reader) -> None:
+    """Puts our model, our threads and our front into the places where `transformers serve` looks for its own."""
+
+    class Models(model_manager.ModelManager):
+        """Knows one model, which is loaded."""
+
+        @staticmethod
+        def process_model_name(model_id: str) -> str:
+            return model_id
+
+        def load_model_and_processor(self, *_: Any, **__: Any) -> tuple[Any, Any]:
+            return engine.model, engine.tokenizer
+
+    class Manager(Threads):
+        """Its texts end before a stop string."""
+
+        def generate_streaming(self, *arguments: Any, **options: Any) -> tuple[Any, Any]:
+            pieces, streamer = super().generate_streaming(*arguments, **options)
+            return CutQueue(pieces, ASKED.get().job.stops), streamer
+
+        async def generate_non_streaming(self, *arguments: Any, **options: Any) -> tuple[str, int, Any]:
+            _, prompt, ids = await super().generate_non_streaming(*arguments, **options)
+            job = ASKED.get().job
+            done = engine.prompts.completion(job, ids.tolist(), ended=len(ids) < job.limit, seconds=0.0)
+            return done.text, prompt, ids
+
+    build = server.build_server
+
+    def fronted(*arguments: Any, **options: Any) -> Any:
+        app = build(*arguments, **options)
+        app.add_middleware(Front, reader=reader, writer=writer, key=os.environ.get(KEY_VARIABLE))
+        return app
+
+    engine.model.generate = lambda **given: generate(writer, given["input_ids"], given.get("streamer"))
+    model_manager.ModelManager = Models
+    utils.GenerateManager = Manager
+    server.build_server = fronted
+
+
+def generate(writer: Writer, input_ids: torch.Tensor, streamer: Any) -> torch.Tensor:
+    """transformers' `model.generate` for the request of this thread: prompt and new tokens [1, S]; a streamer gets
+    them one by one."""
+    asked = ASKED.get()
+    told = None
+    if streamer is not None:
+        streamer.put(input_ids)
+        told = lambda token: streamer.put(torch.tensor([token]))  # noqa: E731
+    new = writer.write(asked, told)
+    if streamer is not None:
+        streamer.end()
+    return torch.cat([input_ids, torch.tensor([new], dtype=input_ids.dtype, device=input_ids.device)], dim=1)
+
+
+class Threads(utils.GenerateManager):  # type: ignore[misc]
+    """A thread for each request under way, where transformers has one for all; each knows whose it is."""
+
+    def __init__(self) -> None:
+        pass  # no thread yet
+
+    def submit(self, work: Callable[..., Any], *arguments: Any, **options: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                result = work(*arguments, **options)
+            except Exception as failure:
+                future.set_exception(failure)
+            else:
+                future.set_result(result)
+
+        threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True).start()
+        return future
+
+    def async_submit(self, work: Callable[..., Any], *arguments: Any, **options: Any) -> asyncio.Future[Any]:
+        return asyncio.wrap_future(self.submit(work, *arguments, **options))
+
+
+class CutQueue:
+    """The pieces of a text as they come, until a stop string: what may be the beginning of one waits."""
+
+    def __init__(self, pieces: asyncio.Queue[Any], stops: tuple[str, ...]) -> None:
+        self.pieces, self.stops = pieces, stops
+        self.held, self.over, self.ready = "", False, list[Any]()
+
+    async def get(self) -> Any:
+        while not self.ready:
+            self._take(await self.pieces.get())
+        return self.ready.pop(0)
+
+    def get_nowait(self) -> Any:
+        """Raises asyncio.QueueEmpty."""
+        while not self.ready:
+            self._take(self.pieces.get_nowait())
+        return self.ready.pop(0)
+
+    def _take(self, piece: Any) -> None:
+        if type(piece) is not str:  # the end, an error, or what a response's parser made of its text
+            self.ready += [self.held, piece] if self.held else [piece]
+            self.held = ""
+        elif not self.over:
+            self.held += piece
+            cut = min((at for at in map(self.held.find, self.stops) if at >= 0), default=None)
+            self.over = cut is not None
+            keep = 0 if self.over else max((_overlap(self.held, stop) for stop in self.stops), default=0)
+            text = self.held[: len(self.held) - keep if cut is None else cut]
+            self.held = self.held[len(self.held) - keep :] if keep else ""
+            if text:
+                self.ready.append(text)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How much of the text's end is a beginning of `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
