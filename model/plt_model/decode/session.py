@@ -103,17 +103,24 @@ class DecodeSession:
         """What decodes, in words."""
         return self.fast.about
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Result]:
+    def run(
+        self, requests: Iterable[Request], *, more: Callable[[], Iterable[Request]] | None = None
+    ) -> Iterator[Result]:
         """Results, each as soon as it is there. Everything the run holds goes when the iterator ends or is closed.
 
+        `more` is asked between steps for requests that have come meanwhile, and needs a session with a capacity; the
+        run ends when nothing is left to do and it has nothing either.
+
         Raises ValueError, before any work, naming the key: an empty prompt, a token outside the vocabulary, a request
-        beyond the capacity, a setting out of range, a key that came before. From the first result on: MemoryError or
-        torch.OutOfMemoryError, at once when the cache does not fit; and whatever a request's `stopped` or `stream`
-        raises, after the results that are there have been handed out.
+        beyond the capacity, a setting out of range, a key that came before. From the first result on: the same for
+        what `more` brings; MemoryError or torch.OutOfMemoryError, at once when the cache does not fit; and whatever a
+        request's `stopped` or `stream` raises, after the results that are there have been handed out.
         """
+        if more is not None and self.capacity is None:
+            raise ValueError("requests that come later need a session with a capacity")
         waiting = list(requests)
         self._check(waiting)
-        return _Run(self, waiting).results() if waiting else iter(())
+        return _Run(self, waiting, more).results() if waiting else iter(())
 
     def _check(self, requests: list[Request]) -> None:
         seen: set[str] = set()
@@ -206,9 +213,12 @@ class _Row:
 class _Run:
     """One run: who waits, who is in which slot. Live rows are in the first slots whenever a step is taken."""
 
-    def __init__(self, session: DecodeSession, requests: list[Request]) -> None:
-        self.session, self.waiting = session, deque(requests)
-        self.rows: list[_Row | None] = [None] * min(session.slots, len(requests))
+    def __init__(
+        self, session: DecodeSession, requests: list[Request], more: Callable[[], Iterable[Request]] | None
+    ) -> None:
+        self.session, self.waiting, self.more = session, deque(requests), more
+        slots = session.slots if more is not None else min(session.slots, len(requests))
+        self.rows: list[_Row | None] = [None] * slots
         longest = max(len(request.prompt) + request.max_new_tokens for request in requests)
         # With room for a whole round after a row's last token; without it, rounds get shorter towards the end.
         needed = -(-(longest + session.sync_every) // ROUNDED) * ROUNDED
@@ -220,7 +230,7 @@ class _Run:
     def results(self) -> Iterator[Result]:
         self.cache = _allocated(self.session, len(self.rows), self.capacity)
         try:
-            while self.waiting or any(self.rows):
+            while self._work():
                 while self.waiting and None in self.rows:
                     yield from self._admit()
                     self._fail()
@@ -231,6 +241,14 @@ class _Run:
         finally:
             self.session.fast.release()
             del self.cache  # also when an error's traceback keeps this frame
+
+    def _work(self) -> bool:
+        """Whether anything is left to do, once what has come meanwhile is among it."""
+        if self.more is not None:
+            new = list(self.more())
+            self.session._check(new)
+            self.waiting.extend(new)
+        return bool(self.waiting) or any(self.rows)
 
     def _fail(self) -> None:
         """Raise what a request raised, now that the results of its round are out."""
