@@ -136,14 +136,15 @@ def run(
     model: Annotated[
         str | None,
         typer.Option(
-            help="[hf, vllm] Checkpoint folder, or a bundled model: plt-tiny:r3 is one checkpoint, plt-tiny (default) the "
-            "family, in which each loop count has a checkpoint that was trained with it."
+            help="[hf, vllm] Checkpoint folder, or a bundled model: plt-tiny:r3 is one checkpoint, plt-tiny (default) "
+            "the family, in which each loop count has a checkpoint that was trained with it."
         ),
     ] = None,
     loops: Annotated[
         str | None,
         typer.Option(
-            help="[hf, vllm] Loop counts, as 2 or 1,2,4 or 1-4 (default: the checkpoint's own; of a family, all it has)."
+            help="[hf, vllm] Loop counts, as 2 or 1,2,4 or 1-4 (default: the checkpoint's own; of a family, all that "
+            "it has)."
         ),
     ] = None,
     loop_mode: Annotated[LoopMode | None, typer.Option(help="[hf, vllm] How loops are wired (default plt).")] = None,
@@ -173,7 +174,7 @@ def run(
         Compile | None,
         typer.Option(
             "--compile",
-            help="[hf, vllm] Compile the step of --decoder session (default auto: where it pays); of vLLM, off is eager.",
+            help="[hf, vllm] Compile the step of --decoder session (default auto: where it pays); vllm: off is eager.",
         ),
     ] = None,
     tensor_parallel: Annotated[
@@ -186,7 +187,9 @@ def run(
     gpu_memory_utilization: Annotated[
         float | None, typer.Option(help="[vllm] Share of the device's memory to take, in (0, 1] (default: vLLM's).")
     ] = None,
-    temperature: Annotated[float | None, typer.Option(min=0.0, help="[hf, vllm, openai] 0 (default) is greedy.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0.0, help="[hf, vllm, openai] 0 (default) is greedy.")
+    ] = None,
     top_p: Annotated[float | None, typer.Option(help="[hf, vllm, openai] Nucleus, in (0, 1] (default 1).")] = None,
     seed: Annotated[int | None, typer.Option(help="[hf, vllm, openai] Seed of the random streams (default 0).")] = None,
     max_new_tokens: Annotated[
