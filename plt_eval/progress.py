@@ -117,6 +117,8 @@ class RunProgress(LoggedBar):
         self._passes: Counter[str] = Counter()
         self._drawn = 0
         self._missing = 0
+        self.place: Callable[[], str] = str
+        """Says where is judged, if not here: as in "on 3 machines"."""
         counts = TextColumn("{task.fields[passes]}", markup=False)
         super().__init__(console, title, MofNCompleteColumn(), counts, Rate(), total=total, below=below, passes="")
 
@@ -158,6 +160,8 @@ class RunProgress(LoggedBar):
             parts.append(", ".join(f"{name} {count}" for name, count in first) + " pass")
         if self._missing:
             parts.append(f"{self._missing} missing")
+        if place := self.place():
+            parts.append(place)
         return ", ".join(parts)
 
     def _line(self) -> str:

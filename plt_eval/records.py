@@ -120,6 +120,18 @@ class Hardware(Record):
     gpus: tuple[str, ...]
 
 
+class JudgeRecord(Record):
+    """A machine of the cluster that judged, or was left out. `judged` counts verdicts of this session."""
+
+    machine: str
+    packages: dict[str, str]
+    hardware: Hardware | None
+    """None, and no packages, of one that never told."""
+    judged: int
+    left_out: str
+    """Why it does not judge; empty for one that does."""
+
+
 class Session(Record):
     """One process that worked on the run: the first start, or a resumption."""
 
@@ -134,6 +146,8 @@ class Session(Record):
     """The sandbox's name; empty for a suite that was judged without one."""
     engine_facts: dict[str, str] = {}
     """How the engine computed, as far as that is not part of the identity: its decoder, its attention."""
+    judges: tuple[JudgeRecord, ...] = ()
+    """The machines that judged, where it was not this one."""
 
 
 class Manifest(Record):

@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from rich.console import Console
 
@@ -30,8 +31,6 @@ from plt_benchmarks.protocols import (
     Sample,
     Sandbox,
     SandboxError,
-    SandboxJob,
-    SandboxOutcome,
     Score,
     Scorer,
     Suite,
@@ -47,11 +46,13 @@ from plt_eval.records import (
     CompletionRecord,
     DecodingRecord,
     Identity,
+    JudgeRecord,
     Key,
     Metrics,
     SampleRecord,
     storable,
 )
+from plt_eval.sandbox.none import NoSandbox
 from plt_eval.store import Run, RunRequest, RunWriter, open_run
 from plt_eval.workers import WorkerPool
 
@@ -74,6 +75,23 @@ class Settings:
     sandbox: str = ""
     opened: Callable[[Path, Collection[str]], None] | None = None
     """Told the run's folder, and the samples without a verdict, before work on it begins."""
+    elsewhere: Callable[[Suite], RemoteScorer] | None = None
+    """Opens what judges in place of the suite's own scorer in this process."""
+
+
+class RemoteScorer(Scorer, Protocol):
+    """A scorer that has others judge. `at_once` is how many answers they judge at a time."""
+
+    @property
+    def at_once(self) -> int: ...
+
+    def place(self) -> str:
+        """Where they are now, for the progress."""
+        ...
+
+    def judges(self) -> tuple[JudgeRecord, ...]:
+        """Who they are, and how much each has judged."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -153,20 +171,6 @@ def _outdated(engine: Engine, writer: RunWriter) -> list[SampleRecord]:
     ]
 
 
-class _NoSandbox:
-    """What a suite is given that says that it runs no code."""
-
-    name = ""
-
-    def __init__(self, suite: str) -> None:
-        self._suite = suite
-
-    def run(self, job: SandboxJob) -> SandboxOutcome:  # noqa: ARG002
-        raise SandboxError(
-            f"suite {self._suite} says that it runs no code, and gave the sandbox a program; it was not run"
-        )
-
-
 class _Session:
     """One process' work on a run: what is left to do, and the threads that judge."""
 
@@ -189,6 +193,7 @@ class _Session:
         self._lock = threading.Lock()
         self._stopping = False
         self._scorer: Scorer | None = None
+        self._remote: RemoteScorer | None = None
         self._pool: WorkerPool[CompletionRecord] | None = None
         identity = writer.manifest.identity
         title = identity.suite + ("" if identity.loops is None else f" r{identity.loops}")
@@ -202,8 +207,7 @@ class _Session:
         waiting = list(self._writer.completions.values())
         if not requests and not waiting:
             return
-        self._scorer = self._suite.scorer(open_sandbox() if self._suite.runs_code else _NoSandbox(self._suite.name))
-        workers = self._settings.scoring_workers or len(os.sched_getaffinity(0))
+        workers = self._open_scorer(open_sandbox)
         self._pool = WorkerPool(self._judge, workers=workers, backlog=4 * workers)
         with self._progress:
             self._progress.resume(list(self._writer.samples.values()), drawn=len(waiting))
@@ -213,6 +217,16 @@ class _Session:
                 self._draw(requests)
             self._pool.drain()
         self._pool.stop()
+
+    def _open_scorer(self, open_sandbox: Callable[[], Sandbox]) -> int:
+        """Make the scorer; how many answers it is to judge at a time."""
+        if self._settings.elsewhere is None:
+            self._scorer = self._suite.scorer(open_sandbox() if self._suite.runs_code else NoSandbox(self._suite.name))
+            return self._settings.scoring_workers or len(os.sched_getaffinity(0))
+        self._scorer = self._remote = self._settings.elsewhere(self._suite)
+        self._progress.place = self._remote.place
+        self._writer.judged_by(self._remote.judges())
+        return self._settings.scoring_workers or self._remote.at_once
 
     def open_samples(self) -> list[str]:
         """Ids of the samples that have an answer without a verdict, in the order of the data."""
@@ -311,6 +325,9 @@ class _Session:
         if self._scorer is not None:
             self._scorer.close()
             self._scorer = None
+        if self._remote is not None:
+            self._writer.judged_by(self._remote.judges())
+            self._remote = None
 
     def _warn(self, message: str) -> None:
         self._console.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -39,6 +39,7 @@ from plt_eval.records import (
     CompletionRecord,
     Identity,
     IdentityRecord,
+    JudgeRecord,
     Key,
     Manifest,
     MetricRecord,
@@ -348,6 +349,11 @@ class RunWriter(HeldFolder):
         self._journals = (Journal(self.path / COMPLETIONS), Journal(self.path / SAMPLES))
         with naming_full_disk(self.path):
             sync_folder(self.path)
+
+    def judged_by(self, judges: tuple[JudgeRecord, ...]) -> None:
+        """Say in the manifest which machines judge in this session, and how much they have. Raises DiskFull."""
+        *before, session = self.manifest.sessions
+        self._save_manifest({"sessions": (*before, session.model_copy(update={"judges": judges}))})
 
     def add_completion(self, record: CompletionRecord) -> None:
         """Append to completions.jsonl. Raises DiskFull."""

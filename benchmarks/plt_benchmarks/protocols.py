@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -239,4 +239,13 @@ class Suite(Protocol):
 
     def metrics(self, scores: Mapping[str, Sequence[Score]]) -> dict[str, Metric]:
         """Metrics from the scores of every sample, by sample id (n >= 1 answers each). Does not depend on order."""
+        ...
+
+
+@runtime_checkable
+class Portable(Protocol):
+    """A suite whose samples refer to files of this machine."""
+
+    def carried(self, sample: Sample) -> Sample:
+        """`sample` with all that judging reads, for another machine. Raises SuiteError."""
         ...

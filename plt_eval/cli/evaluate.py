@@ -33,10 +33,12 @@ if TYPE_CHECKING:
     from plt_benchmarks.swe.suites import SweSuite
     from plt_benchmarks.terminal import TerminalSuite
     from plt_benchmarks.tools.suite import ToolsSuite
+    from plt_eval.cluster.connection import Connection
     from plt_eval.engines.base import Decoding, Engine
     from plt_eval.engines.replay import ReplayEngine
     from plt_eval.models import ResolvedModel
-    from plt_eval.runner import Result, Settings
+    from plt_eval.runner import RemoteScorer, Result, Settings
+    from plt_eval.swe.command import OpenPatchScorer, PatchWork, SweOptions
 
     Job = tuple[Suite, SuiteData]
 
@@ -60,6 +62,8 @@ def report_runs(options: RunOptions, *, as_json: bool) -> bool:
     except KeyboardInterrupt as stop:
         typer.echo(f"plt-eval: interrupted: {str(stop) or 'the same command goes on'}", err=True)
         raise typer.Exit(130) from None
+    finally:
+        _disconnect()
     if options.suite.lower() == PAPER:
         if as_json:
             print(json.dumps(paper_json(measured), indent=2))
@@ -74,6 +78,8 @@ def report_runs(options: RunOptions, *, as_json: bool) -> bool:
 
 def evaluate(options: RunOptions, console: Console) -> list[Result]:
     """One result for every model, loop count and suite; progress and notes go to `console`."""
+    from dataclasses import replace
+
     from plt_benchmarks.eleuther import LmEvalSuite
     from plt_benchmarks.registry import get_suite
     from plt_benchmarks.swe.suites import SweSuite
@@ -91,6 +97,7 @@ def evaluate(options: RunOptions, console: Console) -> list[Result]:
         return _evaluate_terminal(suites[0], options, console)
     refuse_swe_options(options)
     check_options(options)
+    _check_ray(options)
     models = _models(options, _notes(console))
     jobs = [(suite, suite.load(options.data)) for suite in suites]
     for _, data in jobs:
@@ -109,6 +116,7 @@ def evaluate(options: RunOptions, console: Console) -> list[Result]:
                     own = _tools_engine(engine, suite, data, options)
                 loops = None if model is None else model.loops
                 named = _named(settings, options, suite.name, loops, several=len(models) * len(jobs) > 1)
+                named = replace(named, elsewhere=_elsewhere(options, _notes(console)))
                 result = run(suite, data, own, _sandbox(options), named, console=console)
                 _say_done(console, result)
                 results.append(result)
@@ -122,6 +130,7 @@ def _evaluate_swe(suite: SweSuite, options: RunOptions, console: Console) -> lis
     notify = _notes(console)
     swe = options.swe or SweOptions()
     check_swe(suite.name, options, swe)
+    _check_ray(options)
     if not swe.stored:
         check_options(options)
     models: Sequence[ResolvedModel | None] = [None] if swe.stored else _models(options, notify)
@@ -134,7 +143,8 @@ def _evaluate_swe(suite: SweSuite, options: RunOptions, console: Console) -> lis
         return [partial(_make_engine, options, model, (), notify) for model in models]
 
     settings = _settings(options, 1)
-    results = run_swe(suite, swe, options.data, options.limit, settings, engines, named, console, notify)
+    elsewhere = _patches_elsewhere(options, swe, notify)
+    results = run_swe(suite, swe, options.data, options.limit, settings, engines, named, console, notify, elsewhere)
     for result in results:
         _say_done(console, result)
     return results
@@ -355,6 +365,69 @@ def _open_sandbox(name: str, image: str | None) -> Sandbox:
     from plt_eval.sandbox import open_sandbox
 
     return open_sandbox(name, image=image)
+
+
+# --- judging elsewhere ----------------------------------------------------------------------------------
+
+
+def _check_ray(options: RunOptions) -> None:
+    """Raises UserError for a --ray that cannot be reached."""
+    if options.ray is not None:
+        from plt_eval.cluster.connection import check_address
+
+        check_address(options.ray)
+
+
+def _elsewhere(options: RunOptions, notify: Callable[[str], None]) -> Callable[[Suite], RemoteScorer] | None:
+    """What judges answers in place of this process, if --ray says so."""
+    if options.ray is None:
+        return None
+    address = options.ray
+
+    def opened(suite: Suite) -> RemoteScorer:
+        from plt_eval.cluster.opening import open_scorer, recipe_of
+
+        connection = _connected(address, options.scoring_workers or _cores())
+        recipe = recipe_of(suite, options.suite, options.chosen)
+        return open_scorer(connection, suite, recipe, options.sandbox, options.sandbox_image, notify)
+
+    return opened
+
+
+def _patches_elsewhere(options: RunOptions, swe: SweOptions, notify: Callable[[str], None]) -> OpenPatchScorer | None:
+    """The same for patches."""
+    if options.ray is None:
+        return None
+    address = options.ray
+
+    def opened(suite: SweSuite, work: PatchWork) -> RemoteScorer:
+        from plt_eval.cluster.opening import open_patch_scorer, recipe_of
+
+        connection = _connected(address, options.scoring_workers or swe.parallel)
+        return open_patch_scorer(connection, suite, recipe_of(suite, options.suite, None), work, notify)
+
+    return opened
+
+
+_connections: dict[str, Connection] = {}
+"""One for all runs of a command: Ray has no more in a process."""
+
+
+def _connected(address: str, at_once: int) -> Connection:
+    from plt_eval.cluster.connection import connect
+
+    if address not in _connections:
+        _connections[address] = connect(address, at_once=at_once)
+    return _connections[address]
+
+
+def _disconnect() -> None:
+    while _connections:
+        _connections.popitem()[1].close()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def _notes(console: Console) -> Callable[[str], None]:

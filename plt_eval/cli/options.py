@@ -29,6 +29,7 @@ class RunOptions:
     sandbox: str = "bubblewrap"
     sandbox_image: str | None = None
     scoring_workers: int | None = None
+    ray: str | None = None
     model: str | None = None
     loops: str | None = None
     loop_mode: str | None = None
@@ -163,6 +164,8 @@ def check_swe(name: str, options: RunOptions, swe: SweOptions) -> None:
         "scoring_workers": "use --workers",
         "sandbox_image": "each instance has its own image",
     }
+    if options.ray is not None:  # the agents are here, the judgements there
+        del instead["scoring_workers"]
     for field, why in instead.items():
         if getattr(options, field) is not None:
             raise UserError(f"{flag(field)} has no effect on suite {name}: {why}")
@@ -193,6 +196,7 @@ def check_lm_eval(options: RunOptions) -> None:
         "n_samples": "a task says itself how often it asks (repeats)",
         "data": "give tasks of your own, with their data, by --include-path",
         "scoring_workers": "lm-eval scores all answers together",
+        "ray": "lm-eval scores all answers together, in this process",
         "sandbox_image": "nothing that a model writes is run",
     }
     for field, why in instead.items():

@@ -131,7 +131,11 @@ def run(
     sandbox: Annotated[SandboxName, typer.Option(help="Where model-written code runs.")] = SandboxName.bubblewrap,
     sandbox_image: Annotated[str | None, typer.Option(help="Image for --sandbox docker.")] = None,
     scoring_workers: Annotated[
-        int | None, typer.Option(min=1, help="Answers judged at a time (default: the cores).")
+        int | None, typer.Option(min=1, help="Answers judged at a time (default: the cores, or the cluster's).")
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Judge on the machines of a Ray cluster: HOST:PORT, ray://HOST:PORT, auto or local."),
     ] = None,
     model: Annotated[
         str | None,
@@ -239,7 +243,7 @@ def run(
     ] = None,
     instances: Annotated[str | None, typer.Option(help="[swe] Only these instances, by id: ID,ID,...")] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="[swe] Agents, and judgements, at a time (default: the cores).")
+        int | None, typer.Option(min=1, help="[swe] Agents, and judgements here, at a time (default: the cores).")
     ] = None,
     agent_steps: Annotated[
         int | None, typer.Option(min=1, help="[swe] Model calls an instance at most (default 250).")
@@ -336,6 +340,7 @@ def run(
         sandbox=sandbox.value,
         sandbox_image=sandbox_image,
         scoring_workers=scoring_workers,
+        ray=ray,
         model=model,
         loops=loops,
         loop_mode=_value(loop_mode),

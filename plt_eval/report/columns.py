@@ -64,7 +64,7 @@ COLUMNS = (
         "terminal.resolved",
         ("terminal-bench-core-0.1.1", "terminal-bench-core"),
         agent=("workers", "agent_steps", "agent_wall_time", "test_timeout"),
-        plumbing=SENDING,
+        plumbing=(*SENDING, "ray"),
     ),
     Column(
         "terminal_bench_v2",
@@ -72,7 +72,7 @@ COLUMNS = (
         "terminal-2.resolved",
         ("terminal-bench-2.0", "terminal-bench-2"),
         agent=("workers", "agent_steps"),
-        plumbing=SENDING,
+        plumbing=(*SENDING, "ray"),
     ),
     Column("mind2web", "mind2web", "mind2web.step_success", ("mind2web",)),
     Column("bfcl_v3", "tools", "tools.overall", ("bfcl",), ("tool_calls",), own_data=True),

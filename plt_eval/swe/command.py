@@ -6,18 +6,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plt_benchmarks.protocols import SuiteData
+from plt_benchmarks.protocols import Sample, Suite, SuiteData
 from plt_benchmarks.swe.rows import Task, task_of
 from plt_benchmarks.swe.suites import SweSuite
 from plt_eval.engines.base import Engine
 from plt_eval.errors import UserError
-from plt_eval.runner import Result, Settings, run
+from plt_eval.runner import RemoteScorer, Result, Settings, run
 from plt_eval.swe.agent import AgentEngine, AgentSettings
 from plt_eval.swe.containers import GIB, ContainerLimits, DockerHost, KeepImages
 from plt_eval.swe.predictions import FILE_NAME, PredictionsEngine, write_predictions
@@ -57,6 +57,11 @@ class SweOptions:
         """Agents, and judgements, at a time."""
         return self.workers or len(os.sched_getaffinity(0))
 
+    @property
+    def keep(self) -> KeepImages:
+        """Which of the images that are pulled stay."""
+        return self.keep_images or "all"  # type: ignore[return-value]
+
     def agent(self) -> AgentSettings:
         """How the agent goes about it."""
         own = AgentSettings()
@@ -77,6 +82,21 @@ class SweOptions:
             raise UserError("--wheels and --pip-index exclude each other: give one")
         memory = ContainerLimits.memory if self.container_memory is None else int(self.container_memory * GIB)
         return ContainerLimits(memory, self.container_cpus, pip_index=self.pip_index, wheels=self.wheels)
+
+
+@dataclass(frozen=True)
+class PatchWork:
+    """What is to be judged elsewhere: `tasks` may need images, `folder` is the run's own, and `began` is told of each
+    sample whose judging begins."""
+
+    tasks: Sequence[Task]
+    limits: ContainerLimits
+    keep: KeepImages
+    folder: Path
+    began: Callable[[Sample], None] | None = None
+
+
+OpenPatchScorer = Callable[[SweSuite, PatchWork], RemoteScorer]
 
 
 def configured(suite: SweSuite, options: SweOptions) -> SweSuite:
@@ -129,8 +149,10 @@ def run_swe(
     named: Callable[[Settings, Engine], Settings],
     console: Console,
     notify: Callable[[str], None],
+    elsewhere: OpenPatchScorer | None = None,
 ) -> list[Result]:
-    """Judge stored patches, or let each engine of `make_engines` solve and judge what it did."""
+    """Judge stored patches, or let each engine of `make_engines` solve and judge what it did; `elsewhere` has other
+    machines judge. Agents work with this machine's Docker."""
     limits = options.limits()
     suite = configured(suite, options)
     data = suite.load(data_path)
@@ -144,7 +166,9 @@ def run_swe(
                 f"{len(asked.samples) - len(part.samples)} of {len(asked.samples)} instances have no prediction: the "
                 f"score is over the other {len(part.samples)}"
             )
-        return [_run_one(suite, part, engine, None, limits, options, named(settings, engine), console, notify)]
+        host = _host(options, limits, notify) if elsewhere is None else None
+        own = named(settings, engine)
+        return [_run_one(suite, part, engine, host, limits, options, own, console, notify, elsewhere)]
     results = []
     for make in make_engines():
         part = chosen(data, options, limit, None)
@@ -157,7 +181,7 @@ def run_swe(
             )
         ) as agent:  # fmt: skip
             own = named(settings, inner)
-            results.append(_run_one(suite, part, agent, host, limits, options, own, console, notify))
+            results.append(_run_one(suite, part, agent, host, limits, options, own, console, notify, elsewhere))
     return results
 
 
@@ -168,7 +192,7 @@ def _stored_engine(options: SweOptions, tasks: dict[str, Task]) -> PredictionsEn
 
 
 def _host(options: SweOptions, limits: ContainerLimits, notify: Callable[[str], None]) -> DockerHost:
-    keep: KeepImages = options.keep_images or "all"  # type: ignore[assignment]
+    keep = options.keep
     # Agents and judgements under way, and patches that wait for one: see the runner's backlog.
     return DockerHost(limits, keep, pulls=2, notify=notify, at_once=6 * options.parallel)
 
@@ -183,33 +207,47 @@ def _run_one(
     settings: Settings,
     console: Console,
     notify: Callable[[str], None],
+    elsewhere: OpenPatchScorer | None,
 ) -> Result:
-    used = _host(options, limits, notify) if host is None else host
     tasks = {sample.id: task_of(sample) for sample in data.samples}
-    suite = replace(suite, host=used)
+    suite = replace(suite, host=host)
+    work: PatchWork | None = None
 
     def opened(folder: Path, waiting: Collection[str]) -> None:
-        used.open(folder.name)
-        used.plan([tasks[instance] for instance in waiting])
-        _say_conditions(suite, [tasks[instance] for instance in waiting], limits, notify)
+        nonlocal work
+        open_tasks = [tasks[instance] for instance in waiting]
+        if host is not None:
+            host.open(folder.name)
+            host.plan(open_tasks)
+        _say_conditions(suite, open_tasks, limits, notify)
         suite.folder = folder / "judged"
         suite.token = "plt-" + hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+        work = PatchWork(open_tasks, limits, options.keep, folder, _released_by(host))
         if isinstance(engine, AgentEngine):
             engine.folder = folder
 
+    def judges(_: Suite) -> RemoteScorer:
+        assert elsewhere is not None
+        assert work is not None, "the run is opened first"
+        return elsewhere(suite, work)
+
+    settings = replace(settings, opened=opened)
+    if elsewhere is None:
+        settings = replace(settings, scoring_workers=options.parallel)
+    else:
+        settings = replace(settings, elsewhere=judges)
     try:
-        result = run(
-            suite,
-            data,
-            engine,
-            _no_sandbox,
-            replace(settings, scoring_workers=options.parallel, opened=opened),
-            console=console,
-        )
+        result = run(suite, data, engine, _no_sandbox, settings, console=console)
     finally:
-        used.remove_containers({})
+        if host is not None:
+            host.remove_containers({})
     _leave_predictions(result, tasks, notify)
     return result
+
+
+def _released_by(host: DockerHost | None) -> Callable[[Sample], None] | None:
+    """An image that an agent has used is not needed here any more, once its patch is judged elsewhere."""
+    return None if host is None else lambda sample: host.release(task_of(sample))
 
 
 def _say_conditions(suite: SweSuite, tasks: list[Task], limits: ContainerLimits, notify: Callable[[str], None]) -> None:

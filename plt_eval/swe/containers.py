@@ -1,7 +1,8 @@
 """The Docker daemon as the SWE suites use it: images there or pulled, containers labelled and cleared away.
 
 Every container, the agent's and the harness', carries LABEL (which process it belongs to) and RUN_LABEL (which run).
-Those of a run are removed when it ends, and those of dead processes when the next one begins.
+Those of a run are removed when it ends, and those of dead processes when the next one begins. Where judging happens on
+another machine for a command elsewhere, DRIVER_LABEL says for which.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from plt_eval.sandbox.owners import is_orphan, process_identity
 
 LABEL = "plt-eval.swe"
 RUN_LABEL = "plt-eval.run"
+DRIVER_LABEL = "plt-eval.driver"
 KeepImages = Literal["none", "env", "all"]
 GIB = 1 << 30
 FIRST_OF_ENVIRONMENT = 3 * GIB
@@ -64,6 +66,8 @@ class DockerHost:
     run: str = ""
     at_once: int = 4
     """Images in use or waiting for a judgement at a time, at most; only for the reckoning of disk."""
+    driver: str = ""
+    """The process that the work is done for, where that is another one."""
 
     def __post_init__(self) -> None:
         self._client: Any = None
@@ -101,11 +105,11 @@ class DockerHost:
     def plan(self, tasks: Sequence[Task]) -> None:
         """Count what `tasks` need, say how much is to be pulled, and refuse what cannot fit. Raises UserError."""
         self._waiting = Counter(task.image for task in tasks)
-        missing = [task for task in _first_by_image(tasks) if not self._is_local(task.image)]
+        missing = [task for task in _first_by_image(tasks) if not self.is_local(task.image)]
         if not missing:
             return
         need = estimated_bytes(missing, self.keep, self.at_once)
-        free = self._free_disk()
+        free = self.free_disk()
         told = f"{len(missing)} of {len(self._waiting)} images are not on this machine"
         size = f"pulling them with --keep-images {self.keep} needs about {need / GIB:.0f} GiB"
         if free is None:
@@ -118,15 +122,20 @@ class DockerHost:
                 f"disk, or use --keep-images none, --limit or --instances"
             )
 
+    def expect(self, task: Task) -> None:
+        """Count one more judgement that needs the task's image: `plan` does so for many."""
+        with self._lock:
+            self._waiting[task.image] += 1
+
     def ensure(self, task: Task) -> None:
         """Make sure that the task's image is on this machine: found under its own name, else pulled. Raises
         SandboxError."""
         with self._lock:
             lock = self._image_locks.setdefault(task.image, threading.Lock())
         with lock:
-            if self._is_local(task.image):
+            if self.is_local(task.image):
                 return
-            free = self._free_disk()
+            free = self.free_disk()
             if free is not None and free < RESERVE:
                 raise SandboxError(f"disk full: {free / GIB:.1f} GiB are free, {task.image} was not pulled")
             with self._pull_slots, self._told(f"missing image {task.image}: it is not here and cannot be pulled"):
@@ -149,7 +158,8 @@ class DockerHost:
         with contextlib.suppress(self._docker.errors.DockerException):
             self._client.images.remove(task.image, force=True)
 
-    def _is_local(self, image: str) -> bool:
+    def is_local(self, image: str) -> bool:
+        """Whether the image is on this machine. Raises SandboxError."""
         with self._told("the Docker daemon does not answer"):
             try:
                 self._client.images.get(image)
@@ -157,7 +167,7 @@ class DockerHost:
                 return False
         return True
 
-    def _free_disk(self) -> int | None:
+    def free_disk(self) -> int | None:
         """Bytes free where images lie; None where the daemon is not of this machine."""
         root = Path(self._info["DockerRootDir"])
         return shutil.disk_usage(root).free if root.is_dir() else None
@@ -166,7 +176,8 @@ class DockerHost:
 
     @property
     def labels(self) -> dict[str, str]:
-        return {LABEL: self._owner, RUN_LABEL: self.run}
+        driver = {DRIVER_LABEL: self.driver} if self.driver else {}
+        return {LABEL: self._owner, RUN_LABEL: self.run, **driver}
 
     def container_options(self, task: Task) -> dict[str, Any]:
         """Arguments of docker.containers.create for the harness: no network unless the task's tests fetch."""
@@ -203,6 +214,10 @@ class DockerHost:
         wanted = [f"{name}={value}" for name, value in {**self.labels, **labels}.items()]
         if self._client is not None:
             self._remove(lambda _: True, wanted)
+
+    def remove_drivers(self) -> None:
+        """Remove all containers of the process that the work is done for, of whatever process of this machine."""
+        self._remove(lambda _: True, [f"{DRIVER_LABEL}={self.driver}"])
 
     def remove_orphans(self) -> None:
         """Remove the containers of processes of this machine that are dead."""

@@ -33,6 +33,7 @@ only.)"""
 _INSTEAD = {
     "n_samples": "a task is done once",
     "scoring_workers": "use --workers",
+    "ray": "the official runner does and judges a task with this machine's Docker",
     "concurrency": "use --workers",
     "sandbox_image": "each task has its own image",
 }

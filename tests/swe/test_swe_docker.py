@@ -201,13 +201,13 @@ def test_images_that_cannot_fit_are_refused_before_anything_is_pulled(
     said: list[str] = []
     host = DockerHost(notify=said.append)
     host.open("disk")
-    monkeypatch.setattr(DockerHost, "_free_disk", lambda _: 100 << 30)
+    monkeypatch.setattr(DockerHost, "free_disk", lambda _: 100 << 30)
     with pytest.raises(UserError, match=r"40 of 40 images .* needs about 125 GiB, but only 100 GiB are free"):
         host.plan(tasks)
     host.keep = "none"
     host.plan(tasks)
     assert "pulling them with --keep-images none needs about 17 GiB, 100 GiB are free" in said[-1]
-    monkeypatch.setattr(DockerHost, "_free_disk", lambda _: 1 << 30)
+    monkeypatch.setattr(DockerHost, "free_disk", lambda _: 1 << 30)
     with pytest.raises(SandboxError, match=r"disk full: 1\.0 GiB are free"):
         host.ensure(tasks[0])
 

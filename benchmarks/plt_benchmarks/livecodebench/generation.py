@@ -120,6 +120,10 @@ class LcbGenerationSuite:
         """Runs the programs in `sandbox`, and compares what comes out here."""
         return LcbGenerationScorer(sandbox)
 
+    def carried(self, sample: Sample) -> Sample:
+        """With its tests, which may be large, in place of where they are to be read. Raises SuiteError."""
+        return Sample(sample.id, {**sample.data, "place": None, "row": _tests_of(sample)})
+
     def metrics(self, scores: Mapping[str, Sequence[Score]]) -> dict[str, Metric]:
         """pass@k for each k up to the fewest answers that any problem has, of all problems and by their difficulty;
         scores with an error count for nothing."""
@@ -184,6 +188,15 @@ def _sample(place: str, again: Place | None, row: dict[str, Any]) -> Sample:
     return Sample(row["question_id"], {**{key: row[key] for key in kept}, "hidden": hidden, "place": again})
 
 
+def _tests_of(sample: Sample) -> dict[str, Any]:
+    """The row with the tests. Raises SuiteError when it is not there any more."""
+    place: Place = sample.data["place"]
+    row = place.read()
+    if row.get("question_id") != sample.id:
+        raise SuiteError(f"{place}: expected problem {sample.id}; the file has changed")
+    return row
+
+
 class LcbGenerationScorer:
     """Judges programs. Thread-safe."""
 
@@ -197,11 +210,8 @@ class LcbGenerationScorer:
         if not code.strip() or len(answer.text) > MOST_CHARACTERS:
             why = f"the answer has {len(answer.text)} characters" if code.strip() else "no code was found in the answer"
             return Score({"right": False}, judged=code[:MOST_CHARACTERS], detail={**about, "why": why})
-        place: Place = sample.data["place"]
-        row = place.read()
-        if row.get("question_id") != sample.id:
-            raise SuiteError(f"{place}: expected problem {sample.id}; the file has changed")
-        cases = read_cases(str(place), row)
+        row = sample.data.get("row") or _tests_of(sample)
+        cases = read_cases(str(sample.data["place"] or f"problem {sample.id}"), row)
         try:
             verdict = judge(self._sandbox, code, cases)
         except JudgingError as error:

@@ -78,7 +78,7 @@ class MultilingualSuite:
         return self.chosen or tuple(each for each in LANGUAGES if self._count(each))
 
     @property
-    def _judged(self) -> tuple[Language, ...]:
+    def judged(self) -> tuple[Language, ...]:
         """The languages of a run: the chosen ones, which the sandbox must have, or all that are here."""
         return self.chosen or tuple(each for each in self._asked if each.present)
 
@@ -92,9 +92,9 @@ class MultilingualSuite:
     def load(self, source: Path | None) -> SuiteData:
         """Read the problems from `source` (a file, or a folder with one for each language), or from the official data
         set when None. Unless languages were chosen, those without a toolchain are left out. Raises SuiteError."""
-        missing = [each for each in self._asked if each not in self._judged]
+        missing = [each for each in self._asked if each not in self.judged]
         notes = [f"left out, because its toolchain is not here: {each.title} ({each.mend})" for each in missing]
-        return load_rows(self.release, source, self._judged, notes)
+        return load_rows(self.release, source, self.judged, notes)
 
     def prompt(self, sample: Sample) -> Prompt:
         """The data's prompt and stop tokens; a chat model is asked for the whole function in a code block."""
@@ -116,7 +116,7 @@ class MultilingualSuite:
 
     def scorer(self, sandbox: Sandbox) -> Scorer:
         """Raises SuiteError when a toolchain is missing in `sandbox`."""
-        return MultilingualScorer(sandbox, self._judged)
+        return MultilingualScorer(sandbox, self.judged)
 
     def metrics(self, scores: Mapping[str, Sequence[Score]]) -> dict[str, Metric]:
         """pass@k in each language, and their mean over languages."""

@@ -1,0 +1,131 @@
+"""Reaching a Ray cluster, or starting one in this machine: `local`, `auto`, `HOST:PORT` or `ray://HOST:PORT`."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import re
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from plt_eval.cluster.orders import DOCKER
+from plt_eval.errors import MissingExtra, UserError
+
+LOCAL, AUTO = "local", "auto"
+_ANSWER_S = 5.0
+_STORE_BYTES = 2 << 30
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+"""How a client of gRPC begins: HTTP/2's preface, and settings without any."""
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # without it, a warning at every start
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that comes too late must not start a Ray of its own
+}
+
+
+class Connection:
+    """Ray, connected until closed; `address` is as the user gave it. Ray allows one of them in a process."""
+
+    def __init__(self, address: str, ray: Any) -> None:
+        self.address = address
+        self.ray = ray
+
+    @property
+    def name(self) -> str:
+        """As in messages."""
+        return "the local Ray" if self.address == LOCAL else f"the Ray cluster at {self.address}"
+
+    def close(self) -> None:
+        """Disconnect; a local Ray ends."""
+        with suppress(Exception):
+            self.ray.shutdown()
+
+
+def check_address(address: str) -> None:
+    """Raises UserError for what is no address, where Ray is not installed, and where nothing answers."""
+    if address not in (LOCAL, AUTO) and _host_and_port(address) is None:
+        raise UserError(f"--ray {address}: expected local, auto, HOST:PORT or ray://HOST:PORT")
+    import_ray()
+    told = _running_address() if address == AUTO else address
+    if told is not None and told != LOCAL:
+        _check_answers(address, told)
+
+
+def connect(address: str, *, at_once: int) -> Connection:
+    """A local Ray gets `at_once` CPUs, and as many judgements with Docker at a time. Raises UserError, also where Ray
+    would wait for minutes."""
+    check_address(address)
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    ray = import_ray()
+    _keep_standard_output(ray)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    if address == LOCAL:
+        store = min(_STORE_BYTES, psutil.virtual_memory().total // 8)
+        options |= {"num_cpus": at_once, "resources": {DOCKER: at_once}, "object_store_memory": store}
+        options |= {"include_dashboard": False}
+    try:
+        ray.init(address=address, **options)
+    except (Exception, SystemExit) as error:
+        why = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(
+            f"--ray {address}: Ray does not connect ({why}); docs/cluster.md says how to start it"
+        ) from None
+    return Connection(address, ray)
+
+
+def import_ray() -> Any:
+    """Raises MissingExtra."""
+    try:
+        return importlib.import_module("ray")
+    except ImportError:
+        raise MissingExtra("ray", "ray", "--ray") from None
+
+
+def _keep_standard_output(ray: Any) -> None:
+    """Ray prints what its daemons complain of to our standard output, where results go: what is wrong with the
+    cluster, judgements find out, and notes say."""
+    worker = importlib.import_module(f"{ray.__name__}._private.worker")
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda *_, **__: None
+
+
+def _host_and_port(address: str) -> tuple[str, int] | None:
+    found = re.fullmatch(r"(?:ray://)?\[?([A-Za-z0-9_.:-]+?)\]?:(\d{1,5})", address)
+    return (found[1], int(found[2])) if found and int(found[2]) < 1 << 16 else None
+
+
+def _running_address() -> str | None:
+    """Where `auto` leads: the variable that Ray reads, or what `ray start` left on this machine."""
+    given = os.environ.get("RAY_ADDRESS")
+    if given:
+        return given
+    folder = Path(os.environ.get("RAY_TMPDIR") or "/tmp")
+    with suppress(OSError):
+        return (folder / "ray" / "ray_current_cluster").read_text().strip() or None
+    return None
+
+
+def _check_answers(address: str, told: str) -> None:
+    """Ray waits for minutes for an address where nothing is, or something else."""
+    place = _host_and_port(told)
+    if place is None:
+        return
+    try:
+        with socket.create_connection(place, timeout=_ANSWER_S) as line:
+            line.sendall(_HELLO)
+            line.settimeout(_ANSWER_S)
+            answer = line.recv(9)
+    except TimeoutError:
+        answer = b""
+    except OSError as error:
+        raise UserError(
+            f"--ray {address}: nothing answers at {told} ({error.strerror or error}): is Ray started?"
+        ) from None
+    if answer[3:4] != b"\4":  # settings are what a server of gRPC says first
+        raise UserError(f"--ray {address}: what answers at {told} is no Ray")
