@@ -147,9 +147,10 @@ def _written(settings: Settings, *, greedy: bool) -> dict[str, Any]:
 def _model_of(engine: Engine, seed: int) -> tuple[AnsweringLM, bool]:
     """The engine as a model of lm-eval, and whether prompts are conversations. Raises UserError."""
     from plt_eval.engines.hf import HFEngine
+    from plt_eval.engines.vllm import VLLMEngine
     from plt_eval.lm_harness.models import EndpointLM, ModelLM
 
-    if isinstance(engine, HFEngine):
+    if isinstance(engine, HFEngine | VLLMEngine):
         return ModelLM(engine, seed=seed), engine.prompts.use_chat
     if engine.name == "openai":
         lm = EndpointLM(engine, seed=seed)

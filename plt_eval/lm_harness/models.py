@@ -1,6 +1,7 @@
 """Our engines as models of lm-eval.
 
     lm = ModelLM(HFEngine("models/tiny-r2/model", loops=2))      # tokens as lm-eval's own HFLM has them
+    lm = ModelLM(VLLMEngine("models/tiny-r2/model"))             # likewise
     lm = EndpointLM(OpenAIEngine(endpoint=..., model=...))       # texts; what a server cannot do is refused
     lm = PltLM(pretrained="models/tiny-r2/model", loops=2)       # from the --model_args of lm-eval's command
 
@@ -16,6 +17,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jinja2
@@ -27,8 +29,10 @@ from plt_benchmarks.protocols import Message, Prompt
 from plt_eval.engines.base import Completion, Decoding, Engine, GenerationRequest, LoglikelihoodRequest
 from plt_eval.engines.hf import HFEngine
 from plt_eval.engines.hf_prompts import Job
+from plt_eval.engines.vllm import VLLMEngine
 from plt_eval.errors import UserError
 from plt_eval.lm_harness.answers import AnswerRecord, Answers, Kind, Unanswered, request_keys, samples_text
+from plt_eval.models import ResolvedModel, resolve_model
 from plt_eval.records import storable
 
 logger = logging.getLogger("lm_eval.models.plt")
@@ -137,14 +141,22 @@ class AnsweringLM(LM):
 
 
 class ModelLM(AnsweringLM, TemplateLM):
-    """The in-process engine. `max_length` is the context in tokens, where it is not the model's own."""
+    """An engine that computes itself. `max_length` is the context in tokens, where it is not the model's own."""
 
-    def __init__(self, engine: HFEngine, *, seed: int = 0, max_length: int | None = None) -> None:
+    def __init__(self, engine: HFEngine | VLLMEngine, *, seed: int = 0, max_length: int | None = None) -> None:
         super().__init__(engine, seed=seed)
-        self.engine: HFEngine = engine
+        self.engine: HFEngine | VLLMEngine = engine
         self.tokenizer = engine.tokenizer
-        own = resolve_max_length(engine.model.config, engine.tokenizer, default=CONTEXT)
-        self.max_length = int(max_length or own)
+        self._max_length = max_length
+
+    @cached_property
+    def max_length(self) -> int:
+        """Tokens that can be read. To vLLM the one that they predict belongs to the context too."""
+        if self._max_length is not None:
+            return self._max_length
+        if isinstance(self.engine, VLLMEngine):
+            return self.engine.context - 1
+        return int(resolve_max_length(self.engine.model.config, self.tokenizer, default=CONTEXT))
 
     @property
     def device(self) -> Any:
@@ -386,7 +398,15 @@ _HF = (
     *("pretrained", "loops", "loop_mode", "dtype", "device", "batch_size"),
     *("tokenizer", "decoder", "attention", "compile", "max_length"),
 )
+_VLLM = (
+    *("pretrained", "loops", "loop_mode", "dtype", "tokenizer", "compile", "max_length"),
+    *("tensor_parallel", "max_model_len", "gpu_memory_utilization"),
+)
 _OPENAI = ("endpoint", "api_model", "api", "api_key_env", "concurrency", "retries", "request_timeout")
+
+
+_KNOWN = {"hf": _HF, "vllm": _VLLM, "openai": _OPENAI}
+"""Engine -> its arguments."""
 
 
 class PltLM(LM):
@@ -394,7 +414,8 @@ class PltLM(LM):
 
     `pretrained` is a checkpoint folder or a bundled model (plt-tiny:r2); loops, loop_mode, dtype, tokenizer, decoder,
     attention and compile are `plt-eval run`'s options, max_length the context in tokens, seed that of texts drawn at
-    random. `engine=openai` takes endpoint (several with + between them), api_model, api, api_key_env, concurrency,
+    random. `engine=vllm` takes of these all but decoder, attention, device and batch_size, and tensor_parallel,
+    max_model_len and gpu_memory_utilization. `engine=openai` takes endpoint (several with + between them), api_model, api, api_key_env, concurrency,
     retries and request_timeout.
     Raises UserError for anything else."""
 
@@ -408,7 +429,7 @@ class PltLM(LM):
         return _made(**{**given, **arg_dict})
 
 
-_LEAST = {"loops": 1, "max_length": 1, "concurrency": 1, "retries": 0, "seed": 0}
+_LEAST = {"loops": 1, "tensor_parallel": 1, "max_model_len": 2, "max_length": 1, "concurrency": 1, "retries": 0, "seed": 0}
 """Whole numbers, and from where on."""
 
 
@@ -430,6 +451,10 @@ def _check(name: str, value: Any) -> Any:
         if not str(value).isascii() or not str(value).isdigit() or int(value) < _LEAST[name]:
             raise UserError(f"--model_args {name}={value}: expected a number from {_LEAST[name]}")
         return int(value)
+    if name == "gpu_memory_utilization":
+        if not re.fullmatch(r"0?\.\d+|1(\.0*)?", str(value)) or not float(value) > 0:
+            raise UserError(f"--model_args {name}={value}: expected a number above 0 and at most 1")
+        return float(value)
     if name == "request_timeout":
         if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", str(value)) or not float(value) > 0:
             raise UserError(f"--model_args {name}={value}: expected a number of seconds above 0")
@@ -439,10 +464,10 @@ def _check(name: str, value: Any) -> Any:
 
 def _made(*, engine: str = "hf", seed: int = 0, **arguments: Any) -> LM:
     arguments.pop("trust_remote_code", None)  # lm-eval's own, for data sets
-    if engine not in ("hf", "openai"):
-        raise UserError(f"--model_args engine={engine}: expected hf or openai")
-    known = _HF if engine == "hf" else _OPENAI
-    if engine == "openai":
+    if engine not in _KNOWN:
+        raise UserError(f"--model_args engine={engine}: expected {', '.join(_KNOWN)}")
+    known = _KNOWN[engine]
+    if engine != "hf":
         for name in ("device", "batch_size"):
             arguments.pop(name, None)  # lm-eval always gives these
     if arguments.pop("max_batch_size", None) is not None:
@@ -452,7 +477,9 @@ def _made(*, engine: str = "hf", seed: int = 0, **arguments: Any) -> LM:
             raise UserError(f"--model_args {name}: with --model plt and engine={engine} expected {', '.join(known)}")
     seed = _check("seed", seed)
     arguments = {name: value if value is None else _check(name, value) for name, value in arguments.items()}
-    return _model_lm(seed, **arguments) if engine == "hf" else _endpoint_lm(seed, **arguments)
+    if engine == "openai":
+        return _endpoint_lm(seed, **arguments)
+    return _vllm_lm(seed, **arguments) if engine == "vllm" else _model_lm(seed, **arguments)
 
 
 def _model_lm(
@@ -468,12 +495,8 @@ def _model_lm(
     import torch
 
     from plt_eval.cli.options import parse_batch_size
-    from plt_eval.models import resolve_model
 
-    if pretrained is None:
-        raise UserError(
-            "--model_args pretrained is missing: give a checkpoint folder, or a bundled model (plt-tiny:r2)"
-        )
+    model = _resolved(pretrained, loops)
     if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
         logger.info("--device %s: torch sees no CUDA device here; running on cpu", device)
         device = "cpu"
@@ -481,7 +504,6 @@ def _model_lm(
         device = "cuda"
     if device not in (None, "auto", "cpu", "cuda"):
         raise UserError(f"--device {device}: expected cpu or cuda")
-    model = resolve_model(str(pretrained), loops)
     engine = HFEngine(
         str(model.folder),
         loops=model.loops,
@@ -492,6 +514,23 @@ def _model_lm(
         **arguments,
     )
     return ModelLM(engine, seed=seed, max_length=max_length)
+
+
+def _vllm_lm(
+    seed: int, *, pretrained: str | None = None, loops: int | None = None, max_length: int | None = None, **arguments: Any
+) -> ModelLM:
+    model = _resolved(pretrained, loops)
+    label = None if model.family is None else model.label
+    engine = VLLMEngine(str(model.folder), loops=model.loops, label=label, notify=logger.info, **arguments)
+    return ModelLM(engine, seed=seed, max_length=max_length)
+
+
+def _resolved(pretrained: str | None, loops: int | None) -> ResolvedModel:
+    if pretrained is None:
+        raise UserError(
+            "--model_args pretrained is missing: give a checkpoint folder, or a bundled model (plt-tiny:r2)"
+        )
+    return resolve_model(str(pretrained), loops)
 
 
 def _endpoint_lm(
