@@ -415,8 +415,8 @@ class PltLM(LM):
     `pretrained` is a checkpoint folder or a bundled model (plt-tiny:r2); loops, loop_mode, dtype, tokenizer, decoder,
     attention and compile are `plt-eval run`'s options, max_length the context in tokens, seed that of texts drawn at
     random. `engine=vllm` takes of these all but decoder, attention, device and batch_size, and tensor_parallel,
-    max_model_len and gpu_memory_utilization. `engine=openai` takes endpoint (several with + between them), api_model, api, api_key_env, concurrency,
-    retries and request_timeout.
+    max_model_len and gpu_memory_utilization. `engine=openai` takes endpoint (several with + between them), api_model,
+    api, api_key_env, concurrency, retries and request_timeout.
     Raises UserError for anything else."""
 
     def __new__(cls, **arguments: Any) -> Any:
@@ -429,7 +429,15 @@ class PltLM(LM):
         return _made(**{**given, **arg_dict})
 
 
-_LEAST = {"loops": 1, "tensor_parallel": 1, "max_model_len": 2, "max_length": 1, "concurrency": 1, "retries": 0, "seed": 0}
+_LEAST = {
+    "loops": 1,
+    "tensor_parallel": 1,
+    "max_model_len": 2,
+    "max_length": 1,
+    "concurrency": 1,
+    "retries": 0,
+    "seed": 0,
+}
 """Whole numbers, and from where on."""
 
 
@@ -517,7 +525,12 @@ def _model_lm(
 
 
 def _vllm_lm(
-    seed: int, *, pretrained: str | None = None, loops: int | None = None, max_length: int | None = None, **arguments: Any
+    seed: int,
+    *,
+    pretrained: str | None = None,
+    loops: int | None = None,
+    max_length: int | None = None,
+    **arguments: Any,
 ) -> ModelLM:
     model = _resolved(pretrained, loops)
     label = None if model.family is None else model.label
