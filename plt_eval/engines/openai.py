@@ -237,16 +237,18 @@ class OpenAIEngine:
     def _post(self, body: dict[str, Any], read: Callable[[Any], R], conversation: str = "") -> tuple[R, Endpoint]:
         """An answer through `read`, and whose it is. Raises UserError for a refusal, _GaveUp after the last try."""
         said: dict[str, str] = {}
-        for attempt in range(self._retries + 1):
+        tried = 0
+        while tried <= self._retries:
             try:
                 done = self._round(body, read, conversation)
                 if isinstance(done, tuple):
                     return done
                 said |= done.said
-                if done.refusal and (done.unanimous or attempt == self._retries):
+                before, tried = tried, tried + max(1, done.timeouts)
+                if done.refusal and (done.unanimous or tried > self._retries):
                     raise UserError(done.refusal)
-                if attempt < self._retries:
-                    self._sleep(attempt, done.wait)
+                if tried <= self._retries:
+                    self._sleep(before, done.wait)
             except Closed:
                 raise _GaveUp("the engine was closed") from None
         trouble = "; ".join(f"{url}: {words}" for url, words in said.items())
@@ -286,14 +288,14 @@ class OpenAIEngine:
         """One exchange, of which the endpoint's state is told. Raises _Failed."""
         import httpx
 
-        pool, wait = self._endpoints, None
+        pool, wait, timeout = self._endpoints, None, False
         try:
             if endpoint.down and pool.several:
                 self._models(endpoint)  # a server that hangs is not worth a whole time-out
             started = time.monotonic()
             response = self._client.post(endpoint.url + self._path, json=body)
         except httpx.RequestError as error:
-            trouble = _words(error)
+            trouble, timeout = _words(error), isinstance(error, httpx.ReadTimeout)
         else:
             code = response.status_code
             if code == 200:
@@ -315,7 +317,7 @@ class OpenAIEngine:
                     pool.busy(endpoint, trouble, wait)
                     raise _Failed(trouble, wait=wait)
         pool.failed(endpoint, trouble)
-        raise _Failed(trouble)
+        raise _Failed(trouble, timeout=timeout)
 
     def _sleep(self, attempt: int, asked: float | None) -> None:
         wait = self._backoff_s * 2**attempt * self._jitter.uniform(0.5, 1.0)
@@ -388,29 +390,34 @@ class _GaveUp(Exception):
 
 class _Failed(Exception):
     """An exchange without an answer; says why. `refused`: for what the request holds. `wait`: what the server asked
-    for, in seconds."""
+    for, in seconds. `timeout`: it took as long as an exchange may."""
 
-    def __init__(self, trouble: str, *, refused: bool = False, wait: float | None = None) -> None:
+    def __init__(
+        self, trouble: str, *, refused: bool = False, wait: float | None = None, timeout: bool = False
+    ) -> None:
         super().__init__(trouble)
         self.refused = refused
         self.wait = wait
+        self.timeout = timeout
 
 
 class _Lost:
-    """A round without an answer: what each endpoint said, how long to wait (None: nobody says), and whether it was a
-    refusal, and everybody's."""
+    """A round without an answer: what each endpoint said, how many let it wait in vain (which costs time, so that each
+    counts as a try), how long to wait now (None: nobody says), and whether it was a refusal, and everybody's."""
 
     def __init__(self) -> None:
         self.said: dict[str, str] = {}
         self.refusals: dict[Endpoint, str] = {}
         self.refusal = ""
         self.unanimous = False
+        self.timeouts = 0
         self._waits: list[float | None] = []
 
     def add(self, endpoint: Endpoint, failure: _Failed) -> None:
         """One more did not answer."""
         self.said[endpoint.url] = str(failure)
         self._waits.append(failure.wait)
+        self.timeouts += failure.timeout
         if failure.refused:
             self.refusals[endpoint] = str(failure)
 

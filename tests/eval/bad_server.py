@@ -1,9 +1,16 @@
-"""A real local HTTP server that speaks the OpenAI protocol, and misbehaves when told to."""
+"""A real local HTTP server that speaks the OpenAI protocol, and misbehaves when told to; or a process with one, which
+adds up what the toy suite asks:
+
+python bad_server.py PORT SLOW_S
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,8 +25,12 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.models: list[str] | None = None
+        """What it says that it serves; None: it does not say."""
+        self.frozen = False
+        """It does not even say which models it serves."""
         self.plan: list[Reply] = []
         self.always: Reply | None = None
         self.asked: list[dict[str, Any]] = []
@@ -42,6 +53,17 @@ class Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_GET(self) -> None:
+        if self.server.frozen:
+            hang(self, {})
+        elif self.path == "/count":
+            send(self, 200, json.dumps(len(self.server.asked)).encode())
+        elif self.server.models is None:
+            send(self, 404, b'{"detail": "Not Found"}')
+        else:
+            send(self, 200, json.dumps({"data": [{"id": name} for name in self.server.models]}).encode())
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -86,6 +108,18 @@ def good(text: str = "42", reason: str | None = "stop", slow_s: float = 0.0) -> 
     return reply
 
 
+def summing(slow_s: float = 0.0) -> Reply:
+    """The sum that is asked for, right two times in three: by prompt and seed alone, as a model's answer."""
+
+    def reply(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        prompt = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
+        a, _, b, _ = prompt.split()
+        luck = hashlib.sha256(f"{body.get('seed')}:{prompt}".encode()).digest()[0] % 3
+        good(str(int(a) + int(b) + (luck == 0)), slow_s=slow_s)(handler, body)
+
+    return reply
+
+
 def status(code: int, message: str = "out of order", **headers: str) -> Reply:
     body = json.dumps({"error": {"message": message, "type": "x"}}).encode()
     return lambda handler, _: send(handler, code, body, **headers)
@@ -112,3 +146,45 @@ def cut_short(handler: BaseHTTPRequestHandler, _: dict[str, Any]) -> None:
 def hang(handler: BaseHTTPRequestHandler, _: dict[str, Any]) -> None:
     handler.server.over.wait(60)  # type: ignore[attr-defined]
     handler.close_connection = True
+
+
+class ServerProcess:
+    """A process that sums, at a port of its own, which it has again after a restart."""
+
+    def __init__(self, slow_s: float = 0.005) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port: int = free.getsockname()[1]
+        self._slow_s = slow_s
+        self._process: subprocess.Popen[str] | None = None
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def start(self) -> None:
+        command = [sys.executable, __file__, str(self.port), str(self._slow_s)]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def count(self) -> int:
+        """Completions it was asked for since it was started."""
+        import httpx
+
+        return int(httpx.get(f"http://127.0.0.1:{self.port}/count").json())
+
+
+if __name__ == "__main__":
+    one = Server(int(sys.argv[1]))
+    one.models = ["m"]
+    one.always = summing(float(sys.argv[2]))
+    print("ready", flush=True)
+    one.serve_forever()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from bad_server import Server
+from bad_server import Server, ServerProcess
 
 
 @pytest.fixture
@@ -27,8 +28,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
+@contextmanager
+def serving() -> Iterator[Server]:
     it = Server()
     thread = threading.Thread(target=it.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
@@ -36,3 +37,25 @@ def server() -> Iterator[Server]:
     it.over.set()
     it.shutdown()
     it.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving() as it:
+        yield it
+
+
+@pytest.fixture
+def second() -> Iterator[Server]:
+    """Another one."""
+    with serving() as it:
+        yield it
+
+
+@pytest.fixture
+def processes() -> Iterator[tuple[ServerProcess, ServerProcess]]:
+    """Two servers, each in a process of its own."""
+    both = ServerProcess(), ServerProcess()
+    yield both
+    for each in both:
+        each.kill()

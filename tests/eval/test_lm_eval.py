@@ -356,6 +356,8 @@ def test_model_arguments_make_the_engines(server: Server) -> None:
     lm = PltLM(engine="openai", endpoint=server.url, api_model="m", batch_size=1, device="cuda:0")
     assert isinstance(lm, EndpointLM)
     assert lm.chat
+    lm = PltLM(engine="openai", endpoint=f"{server.url}+http://h:1/v1+2", api_model="m")
+    assert lm.engine.identity()["endpoint"] == f"{server.url} http://h:1/v1+2", "several, with + between them"
 
 
 def test_the_official_command_itself_by_pythonpath(tasks: Path, tmp_path: Path) -> None:
