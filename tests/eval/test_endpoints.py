@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import re
+import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bad_server import Server, ServerProcess, drop, good, hang, raw, status, summing
 from rich.console import Console
-from test_cli import Cli, cli
+from test_cli import PLT_EVAL, Cli, cli
 from toy_parts import NoSandbox, SumSuite
 
 from plt_benchmarks.protocols import Message, Prompt, Sample
@@ -26,7 +31,7 @@ from plt_eval.errors import UserError
 from plt_eval.progress import RunProgress
 from plt_eval.records import Identity
 from plt_eval.runner import Result, Settings, run
-from plt_eval.store import list_runs
+from plt_eval.store import COMPLETIONS, list_runs
 
 __all__ = ["cli"]
 
@@ -642,3 +647,74 @@ def test_both_dead_is_one_line_of_the_command(cli: Cli) -> None:
     base = ("--engine", "openai", "--api-model", "m", "--retries", "0")
     line = cli.error("run", *base, "--endpoint", GONE, "--endpoint", "http://127.0.0.1:10/v1")
     assert line.startswith(f"{GIVE_UP_AFTER} requests in a row failed for good; {GONE}: ConnectError")
+
+
+# --- models that are served for real ----------------------------------------------------------------------
+
+
+@contextmanager
+def served(log: Path) -> Iterator[tuple[str, int]]:
+    """A bundled model behind `plt-eval serve`: its address and its process group."""
+    command = [PLT_EVAL, "serve", "--model", "plt-tiny:r2", "--engine", "transformers", "--port", "0"]
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        told = process.stdout.readline()
+        found = re.search(r"http://\S+/v1", told)
+        assert found, log.read_text()
+        yield found[0], process.pid
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.slow
+def test_killing_one_of_two_served_models_loses_no_sample_and_changes_no_score(tmp_path: Path) -> None:
+    pytest.importorskip("transformers.cli.serving", reason="needs transformers' server")
+    command = [
+        PLT_EVAL,
+        "run",
+        "--suite",
+        "trace",
+        "--limit",
+        "100",
+        "--engine",
+        "openai",
+        "--api-model",
+        "plt-tiny:r2",
+    ]
+    command += [
+        "--api",
+        "completions",
+        "--retries",
+        "0",
+        "--concurrency",
+        "2",
+        "--json",
+        "--results",
+        tmp_path / "runs",
+    ]
+    with served(tmp_path / "one.log") as (one, _), served(tmp_path / "other.log") as (other, group):
+        alone = subprocess.run([*command, "--run-id", "alone", "--endpoint", one], capture_output=True, text=True)
+        assert alone.returncode == 0, alone.stderr
+        both = [*command, "--run-id", "both", "--endpoint", one, "--endpoint", other]
+        process = subprocess.Popen(both, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        journal = tmp_path / "runs" / "both" / COMPLETIONS
+        while not (journal.exists() and journal.read_bytes().count(b"\n") >= 20):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        os.killpg(group, signal.SIGKILL)
+        out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert f"{other} is down" in err
+    assert f"note: {other}: 0 answered" not in err, "it had its part"
+    told, expected = json.loads(out)[0], json.loads(alone.stdout)[0]
+    assert (told["metrics"], told["missing"]) == (expected["metrics"], 0)
+    texts = [{r.key: r.text for r in found.completions()} for found in list_runs(tmp_path / "runs")]
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == 100
