@@ -39,6 +39,9 @@ ENVIRONMENT = {
 }
 """What is set where the user has not."""
 
+LOUD = "VLLM_LOGGING_LEVEL" in os.environ
+"""Whether the user wants to hear what vLLM says."""
+
 CPU_KV_BYTES = 4 << 30
 """On a CPU the KV cache takes half of the free memory, and at most this: vLLM's own share there is nearly all memory of
 the machine, whoever uses it."""
@@ -100,11 +103,10 @@ def computes_on() -> torch.device:
 
 def start(*, is_plt: bool, **options: Any) -> Any:
     """vllm.LLM with these options. Raises UserError where it does not start."""
-    loud = "VLLM_LOGGING_LEVEL" in os.environ
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # it speaks while it is imported, too
-    with _nothing_printed(loud=loud):
+    with _nothing_printed(loud=LOUD):
         try:
             from vllm import LLM
 
