@@ -42,7 +42,7 @@ def _nothing() -> Sequence[str]:
 
 
 class _Bar(Progress):
-    """With the lines of `below` under it, as they are when it is drawn."""
+    """With the lines of `below` under it, as they are when it is drawn; gone with its end."""
 
     def __init__(self, *columns: ProgressColumn, below: Callable[[], Sequence[str]], **options: Any) -> None:
         self._below = below
@@ -52,6 +52,10 @@ class _Bar(Progress):
         yield from super().get_renderables()
         for line in self._below():
             yield Text(line, no_wrap=True, overflow="ellipsis")
+
+    def stop(self) -> None:
+        self._below = _nothing
+        super().stop()
 
 
 class LoggedBar(ABC):

@@ -333,7 +333,9 @@ def checked_endpoints(given: Sequence[str], notify: Callable[[str], None]) -> tu
 
 
 def checked_endpoint(endpoint: str) -> str:
-    """The address without a slash at its end. Raises UserError for one that is none or holds a secret."""
+    """The address without a slash at its end. Raises UserError for one that is none, or several, or holds a secret."""
+    if ",http" in endpoint or len(endpoint.split()) > 1:
+        raise UserError(f"--endpoint {endpoint!r}: expected one address; give --endpoint again for each other one")
     try:
         parts = urlsplit(endpoint)
         port_is_number = parts.port is None or parts.port >= 0

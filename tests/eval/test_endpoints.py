@@ -355,6 +355,7 @@ def test_a_broken_one_is_taken_down(server: Server, second: Server, trouble: Any
     second.always = trouble
     assert_all_well(drawn(engine(server, second, notify=notes.append, backoff_s=30.0), 60))
     assert FAILURES <= len(second.asked) <= FAILURES + 2
+    assert server.most_under_way == 2, "no more than before"
     assert sum("is down" in note for note in notes) == 1
     assert len(notes) == 2, "one of the trouble, one of the state"
 
@@ -552,6 +553,12 @@ def test_each_address_counts_once() -> None:
     assert notes == ["--endpoint http://h/v1 was given twice; it is one endpoint"]
 
 
+@pytest.mark.parametrize("given", ["http://a/v1,http://b/v1", "http://a/v1 http://b/v1"])
+def test_several_in_one_are_refused(given: str) -> None:
+    with pytest.raises(UserError, match="expected one address; give --endpoint again"):
+        checked_endpoints([given], print)
+
+
 def test_order_and_repetition_do_not_matter() -> None:
     both = identity("http://a/v1", "http://b/v1")
     assert both == {"model": "org/m", "endpoint": "http://a/v1 http://b/v1", "api": "chat"}
@@ -620,7 +627,7 @@ def test_each_endpoint_has_a_line_under_the_bar(server: Server) -> None:
     drawn(it, 10)
     screen = io.StringIO()
     with RunProgress(Console(file=screen, force_terminal=True, width=160), "toy", total=9, below=it.health):
-        pass
+        time.sleep(0.2)
     lines = screen.getvalue()
     assert f"{server.url}  up, 0 under way, 10 answered, 0 retried" in lines
     assert "down, tried again in" in lines
