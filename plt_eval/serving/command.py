@@ -112,15 +112,20 @@ def serve(options: ServeOptions) -> None:
 
 
 def choose_engine(wanted: str) -> str:
-    """ "vllm" or "transformers". Raises MissingExtra for one that is not installed."""
-    if wanted == "vllm" or (wanted == "auto" and find_spec("vllm") is not None):
-        if find_spec("vllm") is None:
+    """ "vllm" or "transformers". Raises UserError for one that is not installed."""
+    if wanted == "vllm" or (wanted == "auto" and _installed("vllm")):
+        if not _installed("vllm"):
             raise MissingExtra("vllm", "vllm", "--engine vllm")
         return "vllm"
     for package in ("fastapi", "uvicorn", "openai"):
-        if find_spec(package) is None:
+        if not _installed(package):
             raise MissingExtra(package, "serve", "--engine transformers")
     return "transformers"
+
+
+def _installed(package: str) -> bool:
+    found = find_spec(package)
+    return found is not None and found.origin is not None  # a folder of that name is none
 
 
 def plan(options: ServeOptions, resolved: ResolvedModel, engine: str, key: str | None, folder: Path) -> Launch:
@@ -149,44 +154,33 @@ def _transformers_module(options: ServeOptions, resolved: ResolvedModel, _: Path
 
 def _vllm_module(options: ServeOptions, resolved: ResolvedModel, folder: Path) -> list[str]:
     """Its module, not `vllm serve`: that wants a distribution of this name, and the CPU build has another."""
-    from plt_eval.engines.checkpoint import pick_device, pick_dtype
+    from plt_eval.engines.checkpoint import Checkpoint, pick_dtype
+    from plt_eval.engines.vllm_start import check_installed, computes_on, cpu_kv_bytes
+    from plt_model.loading import CheckpointError, check_fit, config_values, read_config
 
-    loops, vocabulary = _read(resolved)
-    dtype = pick_dtype(options.dtype, resolved.folder, pick_device("auto"), _say)
+    check_installed(_say)
+    model, device = resolved.folder, computes_on()
+    is_plt = Checkpoint(str(model), label=None, loops=resolved.loops, loop_mode=None).is_plt
+    try:
+        if is_plt:
+            check_fit(model, read_config(model))
+        vocabulary = config_values(model).get("vocab_size")
+    except CheckpointError as broken:
+        raise UserError(f"--model {broken}") from broken
     given = {
-        "--model": str(resolved.folder),
+        "--model": str(model),
         "--served-model-name": options.served_model_name or resolved.label,
-        "--dtype": str(dtype).removeprefix("torch."),
-        "--hf-overrides": None if loops is None else json.dumps({"plt_num_loops": loops}),
+        "--dtype": str(pick_dtype(options.dtype, model, device, _say)).removeprefix("torch."),
+        "--hf-overrides": json.dumps({"plt_num_loops": resolved.loops}) if is_plt and resolved.loops else None,
         "--generation-config": "vllm",  # a request's own settings alone, as our engines have it
         "--tokenizer": _tokenizer_folder(options.tokenizer, vocabulary, folder),
         "--chat-template": options.chat_template,
         "--tensor-parallel-size": options.tensor_parallel,
-        "--max-model-len": options.max_model_len,
+        "--max-model-len": options.max_model_len or "auto",
+        "--kv-cache-memory-bytes": cpu_kv_bytes() if device.type == "cpu" else None,
     }
     flags = [str(part) for pair in given.items() if pair[1] is not None for part in pair]
-    return ["vllm.entrypoints.openai.api_server", *flags]
-
-
-def _read(resolved: ResolvedModel) -> tuple[int | None, int]:
-    """The loop count to run (None: no PLT, which has none) and the vocabulary. Raises UserError for a folder that
-    holds no whole model, and for loops of a model without any."""
-    from plt_model import PLTConfig
-    from plt_model.loading import CheckpointError, config_values, read_config, weight_files
-
-    try:
-        values = config_values(resolved.folder)
-        weight_files(resolved.folder)
-        if values.get("model_type") == PLTConfig.model_type:
-            config = read_config(resolved.folder)
-            return resolved.loops or config.plt_num_loops, config.vocab_size
-    except CheckpointError as broken:
-        raise UserError(f"--model {broken}") from broken
-    if resolved.loops not in (None, 1):
-        raise UserError(
-            f"--loops {resolved.loops}: {resolved.folder} is no PLT checkpoint; only those can run several loops"
-        )
-    return None, int(values.get("vocab_size", 0))
+    return ["vllm.entrypoints.launchers.api_server.entry", *flags]
 
 
 def free_port(host: str, port: int) -> int:
@@ -243,7 +237,7 @@ def _key(variable: str | None) -> str | None:
     return key
 
 
-def _tokenizer_folder(wanted: str | None, vocabulary: int, folder: Path) -> str | None:
+def _tokenizer_folder(wanted: str | None, vocabulary: int | None, folder: Path) -> str | None:
     """A tokenizer as vLLM can load it: "bytes" is written to `folder`."""
     if wanted != "bytes":
         return wanted

@@ -38,8 +38,11 @@ class Front:
         self.started = int(time.time())
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] == "/health":
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
+            return
+        if scope["path"] == "/health":
+            await _send_json(send, 200, {"status": "ok", "running": self.writer.running})
             return
         try:
             self._check_key(scope)

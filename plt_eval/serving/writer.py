@@ -14,6 +14,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -53,6 +54,7 @@ class Writer:
         self.engine, self.context = engine, context
         self._session = self._make_session()
         self._keys = count()
+        self._waiting, self._counting = 0, threading.Lock()
         self._tasks: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
         self._new: list[Request] = []
         self._open: dict[str, Future[list[int]]] = {}
@@ -71,8 +73,24 @@ class Writer:
         if not asked.job.limit:
             return []
         written: Future[list[int]] = Future()
-        self._tasks.put(partial(self._begin, asked, told, written))
-        return written.result()
+        with self._counted():
+            self._tasks.put(partial(self._begin, asked, told, written))
+            return written.result()
+
+    @property
+    def running(self) -> int:
+        """Requests that are being decoded or wait for that."""
+        return self._waiting
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        with self._counting:
+            self._waiting += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._waiting -= 1
 
     def score(self, ids: list[int], *, first: int, top: int) -> list[TokenScore]:
         """Log-probabilities of the tokens from place `first` on, with the `top` likeliest at each place."""
