@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from vllm.config import VllmConfig
@@ -24,7 +25,7 @@ from vllm.v1.attention.backend import (
 )
 from vllm.v1.kv_cache_interface import KVCacheSpec
 
-from .checks import Options
+from .checks import one_trip
 
 TRIPS, ROWS, BOTH = "trips", "rows", "both"
 """Which part a layer reads: the rest, the decode rows, or both."""
@@ -58,12 +59,23 @@ class Part:
         return self.slot_mapping[layer][self.tokens] if layer in self.slot_mapping else None
 
 
-def leading_decodes(common: CommonAttentionMetadata) -> int:
-    """How many requests from the batch's front on have one token (padding too, in a batch that has no longer one)."""
-    if common.max_query_len == 1:
-        return int(common.num_reqs)
+def leading_decodes(common: CommonAttentionMetadata, block: int) -> int:
+    """How many requests from the batch's front on have one token, and the token before it from an earlier step.
+
+    A request may hit blocks in the prefix cache that another one computes in this very step. What it starts with then
+    waits for that one's passes, each in turn, as only the rest does. Such a request starts at a block's first place.
+    """
     starts = common.query_start_loc_cpu.numpy()
-    return int(((starts[1:] - starts[:-1]) != 1).argmax())
+    lengths = starts[1:] - starts[:-1]
+    later = lengths != 1
+    if common.seq_lens_cpu_upper_bound is not None:
+        stop = common.seq_lens_cpu_upper_bound.numpy()
+        begin = stop - lengths
+        (suspects,) = np.nonzero((lengths == 1) & (begin % block == 0) & (begin > 0))
+        if len(suspects):
+            place = begin[suspects, None]
+            later[suspects] |= ((begin < place) & (stop >= place)).any(axis=1)
+    return int(later.argmax()) if later.any() else len(lengths)
 
 
 def requests(common: CommonAttentionMetadata, start: int, stop: int, first: int, last: int) -> CommonAttentionMetadata:
@@ -103,7 +115,9 @@ class SplitBuilder(AttentionMetadataBuilder[SplitMetadata]):
         self, kv_cache_spec: KVCacheSpec, layer_names: list[str], vllm_config: VllmConfig, device: torch.device
     ) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-        self.one_trip = Options.of(vllm_config).one_trip
+        self.one_trip = one_trip(vllm_config)
+        self.block = vllm_config.cache_config.block_size
+        self.graphs = vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs()
         roles = {vllm_config.compilation_config.static_forward_context[name].role for name in layer_names}
         self.role = roles.pop() if len(roles) == 1 else BOTH
         # One for each part: a builder may keep what it builds in buffers of its own.
@@ -125,17 +139,22 @@ class SplitBuilder(AttentionMetadataBuilder[SplitMetadata]):
         def build(builder: AttentionMetadataBuilder[Any] | None, common: CommonAttentionMetadata) -> Any:
             return builder.build(common_prefix_len, common, fast_build) if builder else common
 
-        return self._split(common_attn_metadata, build)
+        common = common_attn_metadata
+        if self.graphs and common.max_query_len == 1:  # a graph of this batch may be replayed, which is of all of it
+            return self._split(common, common.num_reqs, build)
+        return self._split(common, leading_decodes(common, self.block) if self.one_trip else 0, build)
 
     def build_for_cudagraph_capture(self, common_attn_metadata: CommonAttentionMetadata) -> SplitMetadata:
         def build(builder: AttentionMetadataBuilder[Any] | None, common: CommonAttentionMetadata) -> Any:
             return builder.build_for_cudagraph_capture(common) if builder else common
 
-        return self._split(common_attn_metadata, build)
+        common = common_attn_metadata
+        return self._split(common, common.num_reqs if common.max_query_len == 1 else 0, build)
 
-    def _split(self, common: CommonAttentionMetadata, build: Build) -> SplitMetadata:
-        of_decode, of_rest = self.builders
-        first, count = leading_decodes(common) if self.one_trip else 0, common.num_reqs
+    def _split(self, common: CommonAttentionMetadata, first: int, build: Build) -> SplitMetadata:
+        """`first` requests lead, of one token each."""
+        (of_decode, of_rest), count = self.builders, common.num_reqs
+        first = first if self.one_trip else 0
         if first == count:
             return SplitMetadata(first, build(of_decode, common) if self.role != TRIPS else None, None)
         if first == 0:
@@ -162,9 +181,7 @@ def carry_backend(real: type[AttentionBackend]) -> type[AttentionBackend]:
 
 
 def _backend(name: str, real: type[AttentionBackend], builder: type[SplitBuilder]) -> type[AttentionBackend]:
-    overrides = {
-        "get_builder_cls": staticmethod(lambda: builder),
-        # The cut is made by the query lengths that the host knows.
-        "supports_device_cpu_query_lens_mismatch": classmethod(lambda cls: False),
-    }
+    no = staticmethod(lambda: False)
+    # The cut is made by the query lengths that the host knows.
+    overrides = {"get_builder_cls": staticmethod(lambda: builder), "supports_device_cpu_query_lens_mismatch": no}
     return type(name, (real,), overrides)

@@ -28,11 +28,11 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.model_executor.model_loader.weight_utils import sharded_weight_loader
 from vllm.model_executor.models.interfaces import SupportsQuant
 from vllm.model_executor.models.llama import LlamaMLP
-from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, maybe_prefix
+from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, make_layers, maybe_prefix
 from vllm.model_executor.utils import set_weight_attrs
 from vllm.sequence import IntermediateTensors
 
-from .checks import Options
+from .checks import Options, one_trip, refuse_unsound
 from .metadata import ROWS, TRIPS, Part
 from .pages import Carry, PagedAttention
 
@@ -109,7 +109,7 @@ class PLTAttention(nn.Module):
         if self.loops == 1:
             return
         self.shared = PagedAttention(vllm_config, f"{prefix}.shared", role=TRIPS, shares=owner, **shape)
-        if Options.of(vllm_config).one_trip:
+        if one_trip(vllm_config):
             rows = {**shape, "heads": self.loops * self.heads}
             self.rows = PagedAttention(vllm_config, f"{prefix}.rows", role=ROWS, shares=owner, **rows)
         if config.plt_gswa:
@@ -129,7 +129,7 @@ class PLTAttention(nn.Module):
         out: Tensor = self.o_proj(y.flatten(1))[0]
         return out
 
-    def trip(self, index: int, x: Tensor, normed: Tensor, positions: Tensor, part: Part) -> Tensor:
+    def one_pass(self, index: int, x: Tensor, normed: Tensor, positions: Tensor, part: Part) -> Tensor:
         """Pass `index` over the tokens of a part."""
         q, k, v = self._project(normed, positions)
         if index == 0 or hasattr(self, "own"):
@@ -143,7 +143,7 @@ class PLTAttention(nn.Module):
             y = torch.lerp(pages.attend(q, part), y, self.plt_gate(x, q))
         return self._output(y)
 
-    def one_trip(self, x: Tensor, normed: Tensor, positions: Tensor, part: Part) -> Tensor:
+    def all_passes(self, x: Tensor, normed: Tensor, positions: Tensor, part: Part) -> Tensor:
         """All passes: rows [R * T], pass after pass."""
         q, k, v = self._project(normed, positions)
         loops, heads, groups, size = self.loops, self.heads, self.groups, self.head_dim
@@ -194,9 +194,9 @@ class PLTDecoderLayer(nn.Module):
         else:
             normed, residual = self.input_layernorm(hidden, residual)
         if index is None:
-            hidden = self.self_attn.one_trip(residual, normed, positions, part)
+            hidden = self.self_attn.all_passes(residual, normed, positions, part)
         else:
-            hidden = self.self_attn.trip(index, residual, normed, positions, part)
+            hidden = self.self_attn.one_pass(index, residual, normed, positions, part)
         hidden, residual = self.post_attention_layernorm(hidden, residual)
         return self.mlp(hidden), residual
 
@@ -206,6 +206,7 @@ class PLTModel(nn.Module):
 
     def __init__(self, vllm_config: VllmConfig, prefix: str) -> None:
         super().__init__()
+        refuse_unsound(vllm_config)
         self.config = config = vllm_config.model_config.hf_config
         self.embed_tokens = VocabParallelEmbedding(
             config.vocab_size,
@@ -213,8 +214,8 @@ class PLTModel(nn.Module):
             quant_config=vllm_config.quant_config,
             prefix=f"{prefix}.embed_tokens",
         )
-        self.layers = nn.ModuleList(
-            PLTDecoderLayer(vllm_config, f"{prefix}.layers.{i}") for i in range(config.num_hidden_layers)
+        _, _, self.layers = make_layers(
+            config.num_hidden_layers, lambda prefix: PLTDecoderLayer(vllm_config, prefix), prefix=f"{prefix}.layers"
         )
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.first = self.layers[0].self_attn.attn.layer_name
@@ -258,46 +259,43 @@ class PLTModel(nn.Module):
         a, b = self.config.plt_emb_scale, self.config.plt_hidden_scale
         return embeds * (1.0 if a is None else a) + state * (1.0 if b is None else b)
 
+    def _handed_on(self, normed: Tensor, raw: Tensor) -> Tensor:
+        """z: what the next pass and the next token read."""
+        return normed if self.config.plt_normalize_per_loop else raw
+
     def _one_trip(self, embeds: Tensor, positions: Tensor, part: Part) -> Tensor:
-        loops, tokens = self.config.plt_num_loops, len(embeds)
-        assert self.carry is not None
-        carried = self.carry.read(part).transpose(0, 1)
-        x = torch.cat([embeds, self._input(embeds, carried).flatten(0, 1)])
-        normed, raw = self._layers(None, x, positions.repeat(loops), part)
-        states = (normed if self.config.plt_normalize_per_loop else raw)[:-tokens]
-        self.carry.write(states.view(loops - 1, tokens, -1).transpose(0, 1), part)
+        """All passes of T tokens, each of a request of its own, as R * T rows."""
+        loops, tokens, carry = self.config.plt_num_loops, len(embeds), self.carry
+        assert carry is not None
+        places = carry.places(part)
+        later = (self._input(embeds, carry.read(index, places)) for index in range(loops - 1))
+        normed, raw = self._layers(None, torch.cat([embeds, *later]), positions.repeat(loops), part)
+        states = self._handed_on(normed, raw).split(tokens)
+        for index in range(loops - 1):
+            carry.write(index, states[index], places)
         return normed[-tokens:]
 
     def _trips(self, embeds: Tensor, positions: Tensor, part: Part) -> Tensor:
-        config = self.config
-        reads = self.carry is not None and part.metadata is not None
-        carried = self.carry.read(part) if reads else None
-        states: list[Tensor] = []
-        x = embeds.clone()  # vLLM's norms add in place
-        for index in range(config.plt_num_loops):
-            if index:
-                states.append(normed if config.plt_normalize_per_loop else raw)
-                x = self._next(embeds, states, carried, part)
+        """R trips. A request may start after a token that another one of the part computes: every pass keeps its
+        outputs before the next one reads them."""
+        carry, rows = self.carry, None
+        if carry is not None and part.metadata is not None:
+            places = carry.places(part)
+            rows = part.of(carry.pages[0].layer_name).query_start_loc[:-1].long()
+        normed, raw = self._layers(0, embeds.clone(), positions, part)  # vLLM's norms add in place
+        for index in range(1, self.config.plt_num_loops):
+            state = self._handed_on(normed, raw)
+            if carry is not None:
+                below = torch.cat([state[:1], state])
+                if rows is not None:
+                    carry.write(index - 1, state, places)
+                    # Of padding the first row may be the one after the last.
+                    below.index_copy_(0, rows, carry.read(index - 1, places))
+                state = below[:-1]
+            sequential = self.config.plt_loop_mode == "sequential"
+            x = state.clone() if sequential else self._input(embeds, state)
             normed, raw = self._layers(index, x, positions, part)
-        if reads:
-            self.carry.write(torch.stack(states, dim=1), part)
         return normed
-
-    def _next(self, embeds: Tensor, states: list[Tensor], carried: Tensor | None, part: Part) -> Tensor:
-        """The input of the pass after those whose outputs are `states`."""
-        state, config = states[-1], self.config
-        if config.plt_loop_mode == "sequential":
-            return state.clone()
-        if config.plt_clp_shift:
-            starts = torch.cat([state[:1], state])
-            if carried is not None:
-                starts.index_copy_(0, self._first_rows(part), carried[:, len(states) - 1])
-            state = starts[:-1]
-        return self._input(embeds, state)
-
-    def _first_rows(self, part: Part) -> Tensor:
-        """Each request's first row [N]; that of padding may be the row after the last."""
-        return part.of(self.carry.pages[0].layer_name).query_start_loc[:-1].long()
 
 
 class PLTForCausalLM(nn.Module, SupportsQuant):
@@ -341,7 +339,7 @@ class PLTForCausalLM(nn.Module, SupportsQuant):
         self,
         input_ids: Tensor | None,
         positions: Tensor,
-        intermediate_tensors: IntermediateTensors | None = None,
+        intermediate_tensors: IntermediateTensors | None = None,  # noqa: ARG002 (of vLLM's interface)
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
         out: Tensor = self.model(input_ids, positions, inputs_embeds)

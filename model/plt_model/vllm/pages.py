@@ -1,15 +1,15 @@
 """The KV cache layers of a PLT, as vLLM's block manager sees them.
 
 For each decoder layer, `attn` keeps pass 0's keys and values. `shared` and `rows` read them and keep nothing: `shared`
-for one later pass, `rows` for all R passes of a token at once, the passes side by side as R * H query heads. `local_p{r}`
-keeps the window of pass r. Beside them `carry.{j}` keep what each token hands on to the next: the outputs of its passes
-0..R-2. The carry has the windows' kind of pages, so blocks of it are allocated, freed, shared by prefix and restored as
-theirs are. (vLLM wants exactly one integer in a layer's name.)
+for one later pass, `rows` for all R passes of a token at once, the passes side by side as R * H query heads.
+`local_p{r}` keeps the window of pass r. Beside them `carry.{j}` keep what each token hands on to the next: the outputs
+of its passes 0..R-2. The carry has the windows' kind of pages, so blocks of it are allocated, freed, shared by prefix
+and restored as theirs are. (vLLM wants exactly one integer in a layer's name.)
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -117,30 +117,53 @@ class CarryPages(PagedAttention):
     def backend_on(self, real: type[AttentionBackend]) -> type[AttentionBackend]:
         return carry_backend(real)
 
-    def put(self, piece: Tensor, slots: Tensor) -> None:
-        """Write [T, 2 * G * K] at `slots` [T]."""
-        blocks, heads, size, width = self.kv_cache.shape
-        self.kv_cache[slots // size, :, slots % size] = piece.view(-1, heads, width)
+    def put(self, piece: Tensor, place: Place) -> None:
+        """Write [T, 2 * G * K]. Padding goes to vLLM's null block, as zeros: kernels multiply what they find there
+        by 0."""
+        _, heads, _, width = self.kv_cache.shape
+        piece = torch.where(place.real, piece, 0.0)
+        self.kv_cache[place.block, :, place.offset] = piece.view(-1, heads, width)
 
-    def get(self, blocks: Tensor, offsets: Tensor) -> Tensor:
-        """Read [N, 2 * G * K]."""
-        return self.kv_cache[blocks, :, offsets].flatten(1)
+    def get(self, place: Place) -> Tensor:
+        """Read [N, 2 * G * K], zeros where there is nothing to read."""
+        return torch.where(place.real, self.kv_cache[place.block, :, place.offset].flatten(1), 0.0)
+
+
+@dataclass
+class Place:
+    """Where in the pages something is: block and offset [T], and whether it is anywhere [T, 1]."""
+
+    block: Tensor
+    offset: Tensor
+    real: Tensor
+
+    @classmethod
+    def of_slots(cls, slots: Tensor, size: int) -> Place:
+        """Slots as vLLM numbers them: block * block size + offset, -1 for nowhere."""
+        at = slots.clamp(min=0)
+        return cls(at // size, at % size, (slots >= 0)[:, None])
+
+    @classmethod
+    def before(cls, common: CommonAttentionMetadata, size: int) -> Place:
+        """Of the token before each request's first one in the batch."""
+        position = common.seq_lens - common.query_start_loc.diff() - 1
+        at = position.clamp(min=0).long()
+        block = common.block_table_tensor.gather(1, (at // size)[:, None])[:, 0]
+        return cls(block.long(), at % size, (position >= 0)[:, None])
 
 
 class Carry(nn.Module):
-    """What each token hands on to the next one of its request: the outputs of passes 0..R-2, R-1 vectors.
-
-    Raises nothing: where a request has no token before, the carry is zeros.
-    """
+    """What each token hands on to the next one of its request: the outputs of passes 0..R-2. Where there is no token
+    before, zeros."""
 
     def __init__(
         self, vllm_config: VllmConfig, prefix: str, *, groups: int, head_dim: int, window: int | None, zeroed: bool
     ) -> None:
         super().__init__()
         config = vllm_config.model_config.hf_config
-        self.count, self.width, self.zeroed = config.plt_num_loops - 1, config.hidden_size, zeroed
+        self.width, self.zeroed, self.count = config.hidden_size, zeroed, config.plt_num_loops - 1
         self.capacity = 2 * groups * padded_head_size(head_dim, vllm_config)
-        self.used = ceil(self.count * self.width / self.capacity)
+        self.each = ceil(self.width / self.capacity)
         windows = 0 if window is None else config.num_hidden_layers * self.count
         self.pages = nn.ModuleList(
             CarryPages(
@@ -151,36 +174,44 @@ class Carry(nn.Module):
                 head_dim=head_dim,
                 window=1 if window is None else window,
             )
-            for j in range(pages_of_carry(self.used, windows, config.num_hidden_layers))
+            for j in range(pages_of_carry(self.each * self.count, windows, config.num_hidden_layers))
         )
 
-    def read(self, part: Part) -> Tensor:
-        """The carry of the token before each request's first one [N, R-1, D]; zeros where there is none."""
-        pieces = [self._piece(pages, part.of(pages.layer_name)) for pages in self._used()]
-        whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
-        return whole[:, : self.count * self.width].view(-1, self.count, self.width)
+    def places(self, part: Part) -> CarryPlaces:
+        """Where the tokens of a part, and those before them, have their carry."""
+        to_read: dict[int, Place] = {}
+        to_write: dict[int, Place] = {}
+        out = []
+        for pages in self.pages[: self.each * self.count]:
+            size, common, slots = pages.kv_cache.shape[2], part.of(pages.layer_name), part.slots(pages.layer_name)
+            key = id(common)  # pages of one group of vLLM's share it
+            if key not in to_read:
+                to_read[key] = Place.before(common, size)
+                to_write[key] = Place.of_slots(slots, size)
+                if self.zeroed:
+                    to_read[key].real = torch.zeros_like(to_read[key].real)
+            out.append((to_read[key], to_write[key]))
+        return out
 
-    def _piece(self, pages: CarryPages, common: CommonAttentionMetadata) -> Tensor:
-        before = common.seq_lens - common.query_start_loc.diff() - 1
-        size = pages.kv_cache.shape[2]
-        place = before.clamp(min=0)
-        blocks = common.block_table_tensor.gather(1, (place // size)[:, None].long())[:, 0]
-        there = (before >= 0)[:, None]
-        if self.zeroed:
-            there = torch.zeros_like(there)
-        return torch.where(there, pages.get(blocks.long(), (place % size).long()), 0.0)
+    def read(self, index: int, places: CarryPlaces) -> Tensor:
+        """Pass `index`'s output of the token before each request's first one [N, D]."""
+        pieces = [pages.get(place) for pages, (place, _) in self._of_pass(index, places)]
+        return (pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1))[:, : self.width]
 
-    def write(self, states: Tensor, part: Part) -> None:
-        """Keep the states [T, R-1, D] of all tokens of the part. Padding goes to vLLM's null block, as zeros: kernels
-        multiply what they find there by 0."""
-        flat = pad(states.flatten(1), (0, self.used * self.capacity - self.count * self.width))
-        for pages, piece in zip(self._used(), flat.split(self.capacity, dim=1), strict=True):
-            slots = part.slots(pages.layer_name)
-            assert slots is not None
-            pages.put(torch.where((slots >= 0)[:, None], piece, 0.0), slots.clamp(min=0))
+    def write(self, index: int, states: Tensor, places: CarryPlaces) -> None:
+        """Keep pass `index`'s outputs [T, D] of all tokens of the part."""
+        flat = pad(states, (0, self.each * self.capacity - self.width))
+        pieces = flat.split(self.capacity, dim=1)
+        for piece, (pages, (_, place)) in zip(pieces, self._of_pass(index, places), strict=True):
+            pages.put(piece, place)
 
-    def _used(self) -> list[Any]:
-        return list(self.pages[: self.used])
+    def _of_pass(self, index: int, places: CarryPlaces) -> list[tuple[Any, tuple[Place, Place]]]:
+        own = slice(index * self.each, (index + 1) * self.each)
+        return list(zip(self.pages[own], places[own], strict=True))
+
+
+CarryPlaces = list[tuple[Place, Place]]
+"""For each of the carry's pages where to read and where to write."""
 
 
 def pages_of_carry(needed: int, windows: int, layers: int) -> int:
