@@ -69,13 +69,15 @@ def connect(address: str, *, at_once: int) -> Connection:
         store = min(_STORE_BYTES, psutil.virtual_memory().total // 8)
         options |= {"num_cpus": at_once, "resources": {DOCKER: at_once}, "object_store_memory": store}
         options |= {"include_dashboard": False}
-    try:
-        ray.init(address=address, **options)
-    except (Exception, SystemExit) as error:
-        why = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(
-            f"--ray {address}: Ray does not connect ({why}); docs/cluster.md says how to start it"
-        ) from None
+    for tries_left in (1, 0) if address == LOCAL else (0,):  # its daemons may come too late on a busy machine
+        try:
+            ray.init(address=address, **options)
+            break
+        except (Exception, SystemExit) as error:
+            ray.shutdown()
+            if not tries_left:
+                why = " ".join(str(error).split())[:300] or type(error).__name__
+                raise UserError(f"--ray {address}: Ray does not connect ({why})") from None
     return Connection(address, ray)
 
 
