@@ -139,11 +139,11 @@ def threads_kept() -> Iterator[None]:
         torch.set_num_threads(count)
 
 
-def cpu_kv_bytes() -> int | None:
+def cpu_kv_bytes(most: int = CPU_KV_BYTES) -> int | None:
     """The KV cache's size on a CPU, None where the user's environment says it."""
     if os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
         return None
-    return min(CPU_KV_BYTES, psutil.virtual_memory().available // 2)
+    return min(most, psutil.virtual_memory().available // 2)
 
 
 def refusal(error: BaseException) -> UserError:
