@@ -41,6 +41,8 @@ class BenchOptions:
     requests: int = 32
     each: bool = False
     layers: int | None = None
+    overhead: bool = False
+    prefix: bool = False
     json: Path | None = None
     seed: int = 0
 
@@ -93,6 +95,7 @@ def _run(kind: str, options: BenchOptions, console: Any) -> tuple[dict[str, Any]
         setup = Setup(family, loops, options.rounds, Stopwatch(device), progress, options.seed)
         bandwidth = measure_bandwidth(device)
         outcome = bench(setup, bandwidth)
+    attention = "vLLM's own" if kind == "vllm" else attention
     outcome.settings |= {"attention": attention, "loops": list(loops), "rounds": options.rounds, "seed": options.seed}
     return _document(kind, setup, bandwidth, began), outcome
 
@@ -219,12 +222,30 @@ def _diagnose_settings(options: BenchOptions) -> Callable[[Setup, Bandwidth], Ou
     return bench
 
 
+def _vllm_settings(options: BenchOptions) -> Callable[[Setup, Bandwidth], Outcome]:
+    batches, contexts = numbers("--batch", options.batch), numbers("--context", options.context)
+    if options.overhead and options.prefix:
+        raise UserError("--overhead and --prefix exclude each other: give one")
+
+    def bench(setup: Setup, _: Bandwidth) -> Outcome:
+        from plt_eval.bench.vllm import VLLMSettings, bench_prefix, bench_vllm
+        from plt_eval.bench.vllm_overhead import bench_overhead
+
+        settings = VLLMSettings(batches, contexts, options.tokens, options.compile == "off")
+        if options.overhead:
+            return bench_overhead(setup, settings, options.requests)
+        return bench_prefix(setup, settings) if options.prefix else bench_vllm(setup, settings)
+
+    return bench
+
+
 BENCHES: dict[str, Callable[[BenchOptions], Callable[[Setup, Bandwidth], Outcome]]] = {
     "decode": _decode_settings,
     "throughput": _throughput_settings,
     "prefill": _prefill_settings,
     "train": _train_settings,
     "diagnose": _diagnose_settings,
+    "vllm": _vllm_settings,
 }
 """Each checks its options, and hands back what runs."""
 

@@ -155,6 +155,42 @@ def train(
     )  # fmt: skip
 
 
+@app.command("vllm")
+def vllm(
+    shape: Shape = None,
+    model: Model = None,
+    loops: Loops = "1,2",
+    batch: Annotated[str, typer.Option(help="Requests side by side, as 1 or 1,8; with --overhead seats.")] = "1,8",
+    context: Annotated[str, typer.Option(help="Tokens of a prompt.")] = "256",
+    tokens: Annotated[int, typer.Option(min=1, help="New tokens of each request a round.")] = 32,
+    overhead: Annotated[
+        bool, typer.Option("--overhead", help="Time --engine vllm against `vllm bench throughput` instead.")
+    ] = False,
+    requests: Annotated[int, typer.Option(min=1, help="Texts a round of --overhead.")] = 32,
+    prefix: Annotated[
+        bool, typer.Option("--prefix", help="Time the first token of a prompt in the prefix cache instead.")
+    ] = False,
+    rounds: Rounds = 5,
+    dtype: Annotated[Dtype, typer.Option(help="Numbers to compute in (auto: the checkpoint's).")] = Dtype.float32,
+    device: Place = Device.auto,
+    threads: Threads = None,
+    compile_: Annotated[Compile, typer.Option("--compile", help="off: vLLM runs eagerly.")] = Compile.auto,
+    seed: Seed = 0,
+    json_: Json = None,
+) -> None:
+    """A PLT in vLLM: decoding by loops, beside a trip a pass; what --engine vllm adds; hits of the prefix cache."""
+    from plt_eval.bench.command import BenchOptions
+
+    _report(
+        "vllm",
+        BenchOptions(
+            shape=shape, model=model, loops=loops, batch=batch, context=context, tokens=tokens, overhead=overhead,
+            requests=requests, prefix=prefix, rounds=rounds, dtype=dtype.value, device=device.value, threads=threads,
+            compile=compile_.value, seed=seed, json=json_,
+        ),
+    )  # fmt: skip
+
+
 @app.command("diagnose")
 def diagnose(
     shape: Annotated[
