@@ -159,8 +159,6 @@ class Endpoints:
         home = self._homes.get(conversation)
         due = [endpoint for endpoint in free if endpoint.down]
         chosen = home if home in free and home.up(now) else due[0] if due else self._least(free)
-        if conversation:
-            self._homes[conversation] = chosen
         chosen.under_way += 1
         chosen.trial = chosen.down
         return chosen
@@ -184,9 +182,11 @@ class Endpoints:
             endpoint.trial = False
             self._changed.notify_all()
 
-    def answered(self, endpoint: Endpoint, seconds: float) -> None:
-        """It answered, after `seconds`."""
+    def answered(self, endpoint: Endpoint, seconds: float, conversation: str = "") -> None:
+        """It answered, after `seconds`: there the conversation goes on."""
         with self._changed:
+            if conversation:
+                self._homes[conversation] = endpoint
             endpoint.answered += 1
             endpoint.recent.append(time.monotonic())
             endpoint.failures = endpoint.rests = endpoint.overruled = 0

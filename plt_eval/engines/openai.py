@@ -263,7 +263,7 @@ class OpenAIEngine:
         while (endpoint := self._endpoints.take(asked, conversation)) is not None:
             asked.append(endpoint)
             try:
-                answer = self._ask(endpoint, body, read)
+                answer = self._ask(endpoint, body, read, conversation)
             except _Failed as failure:
                 lost.add(endpoint, failure)
                 self._tell(endpoint, str(failure))
@@ -284,7 +284,7 @@ class OpenAIEngine:
     def _refused(self, endpoint: Endpoint, refusal: str) -> str:
         return f"{endpoint.url}{self._path} refused: {refusal}"
 
-    def _ask(self, endpoint: Endpoint, body: dict[str, Any], read: Callable[[Any], R]) -> R:
+    def _ask(self, endpoint: Endpoint, body: dict[str, Any], read: Callable[[Any], R], conversation: str) -> R:
         """One exchange, of which the endpoint's state is told. Raises _Failed."""
         import httpx
 
@@ -304,7 +304,7 @@ class OpenAIEngine:
                 except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
                     trouble = f"unreadable answer ({type(error).__name__}: {error})"
                 else:
-                    pool.answered(endpoint, time.monotonic() - started)
+                    pool.answered(endpoint, time.monotonic() - started, conversation)
                     return answer
             else:
                 trouble = f"HTTP {code}: {self._hide_key(_server_message(response.text))}"

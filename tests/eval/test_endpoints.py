@@ -24,7 +24,7 @@ from toy_parts import NoSandbox, SumSuite
 from plt_benchmarks.protocols import Message, Prompt, Sample
 from plt_eval.engines import openai
 from plt_eval.engines.base import Completion, Decoding, GenerationRequest, LoglikelihoodRequest
-from plt_eval.engines.conversations import refused_for_length
+from plt_eval.engines.conversations import SharedEngine, refused_for_length
 from plt_eval.engines.endpoints import FAILURES, Closed, Endpoint, Endpoints, checked_endpoints
 from plt_eval.engines.openai import GIVE_UP_AFTER, OpenAIEngine
 from plt_eval.errors import UserError
@@ -32,6 +32,7 @@ from plt_eval.progress import RunProgress
 from plt_eval.records import Identity
 from plt_eval.runner import Result, Settings, run
 from plt_eval.store import COMPLETIONS, list_runs
+from plt_eval.swe.conversation import ChatModel
 
 __all__ = ["cli"]
 
@@ -119,12 +120,15 @@ def test_a_conversation_stays_where_it_is_while_that_has_a_place() -> None:
     pool = Pool("abc", at_a_time=2)
     home = pool.asked(conversation="x")
     for name in "abc":
-        pool.answered(pool[name], 9.0 if name == home else 1.0)
+        pool.answered(pool[name], 9.0 if name == home else 1.0, "x" if name == home else "y")
     assert {pool.asked(conversation="x") for _ in range(5)} == {home}, "though the others are faster"
     pool.asks(conversation="x")
     pool.asks(conversation="x")
     moved = pool.asked(conversation="x")
     assert moved != home, "it is full"
+    pool.answered(pool[moved], 1.0, "x")
+    pool.release(pool[home])
+    assert pool.asked(conversation="x") == moved
     pool.fails(moved)
     assert pool.asked(conversation="x") not in (moved, ""), "it is down"
 
@@ -364,16 +368,12 @@ def test_one_that_hangs_is_survived_while_the_other_goes_on(server: Server, seco
     second.always = hang
     server.always = good(slow_s=0.01)
     notes: list[str] = []
-    began = time.monotonic()
-    stream = engine(server, second, timeout_s=1.0, backoff_s=30.0, notify=notes.append, concurrency=4).generate(
-        requests(100)
-    )
-    early = []
-    for completion in stream:
-        if time.monotonic() - began < 0.9:
-            early.append(completion)
-        assert (completion.text, completion.error) == ("42", None)
-    assert len(early) > 10, "nobody waits for those that hang"
+    it = engine(server, second, timeout_s=1.0, backoff_s=30.0, notify=notes.append, concurrency=4)
+    completions = drawn(it, 100)
+    assert_all_well(completions)
+    waited = [completion.seconds is not None and completion.seconds >= 1.0 for completion in completions]
+    assert sum(waited) == 4
+    assert waited.index(True) > 10, "nobody waits for those that hang"
     assert len(second.asked) == 4
     assert any(f"{second.url} is down (ReadTimeout" in note for note in notes)
 
@@ -384,6 +384,13 @@ def test_one_that_is_frozen_is_not_tried_with_a_request(server: Server, second: 
     server.always = good(slow_s=0.02)
     assert_all_well(drawn(engine(server, second, timeout_s=0.3, backoff_s=0.1), 60))
     assert second.asked == []
+
+
+def test_one_whose_model_alone_hangs_is_tried_again_and_again(server: Server, second: Server) -> None:
+    second.always, second.models = hang, ["m"]
+    server.always = good(slow_s=0.02)
+    assert_all_well(drawn(engine(server, second, timeout_s=0.3, backoff_s=0.05), 100))
+    assert 2 < len(second.asked) < 20
 
 
 def test_patience_moves_requests_away(server: Server, second: Server) -> None:
@@ -609,6 +616,25 @@ def test_a_conversation_stays_at_its_endpoint_and_moves_when_that_dies(
     processes[counts.index(6)].kill()
     assert [turn.error for turn in turns(4)] == [None] * 4
     assert processes[counts.index(0)].count() == 4
+
+
+def test_an_agent_stays_at_its_endpoint_and_is_shortened_where_all_refuse(server: Server, second: Server) -> None:
+    def short(handler: Any, body: dict[str, Any]) -> None:
+        refusal = status(400, "This model's maximum context length is 9 tokens")
+        (refusal if len(body["messages"]) > 4 else good())(handler, body)
+
+    server.always = second.always = short
+    notes: list[str] = []
+    it = engine(server, second, api="chat", notify=notes.append)
+    agent = ChatModel(SharedEngine(it), "q#0", Decoding(), {}, max_new_tokens=9)
+    said = [Message("system", "Be good."), Message("user", "6 x 7?")]
+    for _ in range(4):
+        assert agent._complete(said).text == "42"
+        said += [Message("assistant", "42"), Message("user", "And now?")]
+    assert agent.left_out == 4
+    taken = [[body for body in one.asked if len(body["messages"]) <= 4] for one in (server, second)]
+    assert sorted(map(len, taken)) == [0, 4], "where it began"
+    assert not any("out of service" in note for note in notes)
 
 
 def test_log_likelihoods_of_several(server: Server, second: Server) -> None:
