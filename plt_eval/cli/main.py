@@ -19,6 +19,7 @@ from plt_eval.cli.bench import app as bench
 from plt_eval.cli.data import app as data
 from plt_eval.cli.demo import demo
 from plt_eval.cli.diagnose import diagnose
+from plt_eval.cli.estimate import app as estimate
 from plt_eval.cli.export import export
 from plt_eval.cli.figures import figures
 from plt_eval.cli.harness import OFFICIAL_SETTINGS, official
@@ -58,6 +59,7 @@ app.command("install")(install)
 app.command("lm-eval", **OFFICIAL_SETTINGS)(official)
 app.add_typer(data, name="data")
 app.add_typer(bench, name="bench")
+app.add_typer(estimate, name="estimate")
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,144 @@
+"""The measurements of this machine's CPU, in less than a minute: `plt-eval estimate --calibrate`.
+
+Real parts at two shapes of random weights: decode sessions, prompts, training steps, and the start of a process. What
+estimates for --gpu cpu rest on from then on. On a machine that others use it measures what they leave.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import torch
+from rich.console import Console
+
+from plt_eval.bench.floor import measure_bandwidth
+from plt_eval.bench.progress import BenchProgress
+from plt_eval.bench.subjects import Family, prompt
+from plt_eval.bench.train import RATE, loss
+from plt_eval.estimate.constants import Measured, Point, Range, calibration_file
+from plt_eval.journal import write_atomically
+from plt_eval.provenance import hardware
+from plt_model.decode.prefill import read_prompt
+from plt_model.decode.session import DecodeSession, Request
+
+SHAPES, LOOPS, BATCHES = ("small", "medium"), (1, 2, 4), (1, 8)
+SHORT, LONG, PROMPT = 2, 10, 32
+"""New tokens of two runs of a session: a step is a part of their difference. Tokens of their prompts."""
+READ = {"small": 256, "medium": 256}
+TRAINED = {"small": (8, 128), "medium": (1, 128)}
+"""(batch, length) of a training step."""
+TRIES = 2
+MATRIX = 1024
+ENGINE = "import plt_eval.engines.hf, plt_eval.runner, plt_benchmarks.registry"
+
+
+def calibrate(console: Console) -> Measured:
+    """Measure, and keep it in the cache folder. Takes the fastest of a few tries of each; the middle where a range is
+    kept."""
+    cpu = torch.device("cpu")
+    began = datetime.now(UTC)
+    with BenchProgress(console, "calibrate") as progress, torch.random.fork_rng(devices=[]):
+        progress.expect(len(SHAPES) * len(LOOPS) * (len(BATCHES) + 2) + 3)
+        bandwidth = measure_bandwidth(cpu).bytes_per_second
+        progress.did("the memory")
+        flops = _matrix_product()
+        progress.did("a matrix product")
+        decode, prefill, train = list[Point](), list[Point](), list[Point]()
+        for name in SHAPES:
+            family = Family.random(name, dtype=torch.float32, device=cpu, seed=0)
+            family.attention(None)
+            for loops in LOOPS:
+                for batch in BATCHES:
+                    decode.append(_decode(family, name, loops, batch))
+                    progress.did(f"decoding, {name} R={loops}")
+                prefill.append(_prefill(family, name, loops))
+                progress.did(f"reading, {name} R={loops}")
+                train.append(_train(family, name, loops))
+                progress.did(f"training, {name} R={loops}")
+        starts = sorted(_timed(_start) for _ in range(TRIES))
+        progress.did("starts")
+    here = hardware()
+    measured = Measured(
+        machine=f"{here.cpu}, {here.cores} cores, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        when=f"{began:%Y-%m-%d %H:%M} UTC, load {os.getloadavg()[0]:.1f}",
+        cores=here.cores,
+        source="plt-eval estimate --calibrate",
+        bandwidth=bandwidth,
+        flops=flops,
+        decode=tuple(decode),
+        prefill=tuple(prefill),
+        train=tuple(train),
+        start=Range(low=starts[0], middle=starts[(TRIES - 1) // 2], high=starts[-1]),
+    )
+    path = calibration_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, measured.model_dump_json(indent=1) + "\n")
+    return measured
+
+
+def _timed(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _point(name: str, loops: int, batch: int, context: int, times: list[float]) -> Point:
+    times = sorted(times)
+    middle = times[(len(times) - 1) // 2]
+    return Point(
+        shape=name, dtype="float32", loops=loops, batch=batch, context=context, seconds=middle, low=times[0],
+        high=times[-1],
+    )  # fmt: skip
+
+
+def _matrix_product() -> float:
+    a = torch.ones(MATRIX, MATRIX)
+    return 2 * MATRIX**3 / min(_timed(lambda: a @ a) for _ in range(2 * TRIES))
+
+
+def _decode(family: Family, name: str, loops: int, batch: int) -> Point:
+    session = DecodeSession(family.model(loops), slots=batch)
+    ids = prompt(PROMPT, family.config.vocab_size, seed=0)[0].tolist()
+
+    def run(new: int) -> None:
+        for _ in session.run([Request(str(i), ids, max_new_tokens=new) for i in range(batch)]):
+            pass
+
+    run(SHORT)
+    times = []
+    for _ in range(TRIES):
+        short = _timed(lambda: run(SHORT))
+        times.append(max(1e-6, (_timed(lambda: run(LONG)) - short) / (LONG - SHORT)))
+    return _point(name, loops, batch, PROMPT + (SHORT + LONG) // 2, times)
+
+
+def _prefill(family: Family, name: str, loops: int) -> Point:
+    model, ids = family.model(loops), prompt(READ[name], family.config.vocab_size, seed=0)
+    read_prompt(model, ids)
+    return _point(name, loops, 1, READ[name], [_timed(lambda: read_prompt(model, ids)) for _ in range(TRIES)])
+
+
+def _train(family: Family, name: str, loops: int) -> Point:
+    batch, length = TRAINED[name]
+    model, ids = family.model(loops), prompt(length, family.config.vocab_size, seed=0, batch=batch)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
+
+    def step() -> None:
+        loss(model, ids, torch.float32).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    step()
+    return _point(name, loops, batch, length, [_timed(step) for _ in range(TRIES)])
+
+
+def _start() -> None:
+    subprocess.run([sys.executable, "-c", ENGINE], check=True, capture_output=True)
+
+
+__all__ = ["calibrate"]

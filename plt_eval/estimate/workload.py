@@ -1,0 +1,237 @@
+"""What is asked: how many answers, how long, and what judging one takes. Each a range, each replaced by an option.
+
+A suite says how many problems it has, how long its prompts are (measured over its rows) and how long an answer may be.
+What a model really writes is not known: from the gold answers' length (low) to the limit (high).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from plt_benchmarks.protocols import SuiteError
+from plt_benchmarks.registry import get_suite
+from plt_eval.errors import UserError
+from plt_eval.estimate.constants import AgentSuite, Constants, Range, TextRecord
+
+FAMILIES = {"cruxeval-": "cruxeval", "bigcodebench": "bigcodebench", "multilingual": "multilingual", "tools": "tools"}
+"""Suites judged alike, by how their names begin."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options; None means: not given."""
+
+    suite: str | None = None
+    instances: int | None = None
+    samples: int = 1
+    prompt_tokens: int | None = None
+    new_tokens: int | None = None
+    steps: int | None = None
+    observation_tokens: int | None = None
+    tool_seconds: float | None = None
+    judge_seconds: float | None = None
+    characters_per_token: float | None = None
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One suite's. `answers` are problems times samples. Tokens of a prompt and of what a model writes in a step (of an
+    agent: a turn; else there is one), of what an agent's command answers, and its seconds; processor seconds of judging
+    an answer. `images` and `environments` are of Docker; `sources` say where each number is from."""
+
+    name: str
+    answers: int
+    prompt: Range
+    new: Range
+    steps: Range
+    observation: Range
+    tool: Range
+    judging: Range
+    images: int
+    environments: int
+    environments_known: bool
+    sources: dict[str, str]
+
+    @property
+    def agent(self) -> bool:
+        return self.steps.high > 1
+
+    def longest(self, scenario: int) -> int:
+        """Tokens that a sequence holds at its end."""
+        steps = self.steps.scenario(scenario)
+        told = max(0.0, steps - 1) * self.observation.scenario(scenario)
+        return round(self.prompt.scenario(scenario) + steps * self.new.scenario(scenario) + told)
+
+
+def workloads(asked: Asked, constants: Constants) -> list[Workload]:
+    """Of --suite, or of --instances problems of nobody's. Raises UserError and SuiteError."""
+    if asked.suite is None:
+        return [_unnamed(asked)]
+    return [_of_suite(name, problems, asked, constants) for name, problems in _members(asked.suite)]
+
+
+def _members(name: str) -> list[tuple[str, int]]:
+    """Suites behind a name, with their problems; what they are chosen from need not be here."""
+    key = name.partition(":")[0].lower()
+    try:
+        return [(suite.name, suite.problems) for suite in get_suite(name)]
+    except SuiteError:
+        if key.startswith("multilingual") and ":" in name:  # languages whose toolchains are elsewhere
+            return [(key, 0)]
+        raise
+
+
+def _unnamed(asked: Asked) -> Workload:
+    for flag, value in (("--instances", asked.instances), ("--prompt-tokens", asked.prompt_tokens)):
+        if value is None:
+            raise UserError(f"{flag} is missing: give a --suite, or --instances, --prompt-tokens and --new-tokens")
+    if asked.new_tokens is None:
+        raise UserError("--new-tokens is missing: give a --suite, or --instances, --prompt-tokens and --new-tokens")
+    assert asked.instances is not None
+    assert asked.prompt_tokens is not None
+    if asked.characters_per_token is not None:
+        raise UserError("--characters-per-token has no effect without --suite: tokens are given")
+    steps = asked.steps or 1
+    _refuse_agents_options(asked, agent=steps > 1)
+    given = "given"
+    return Workload(
+        name=f"{asked.instances} instances",
+        answers=asked.instances * asked.samples,
+        prompt=Range.exactly(asked.prompt_tokens),
+        new=Range.exactly(asked.new_tokens),
+        steps=Range.exactly(steps),
+        observation=Range.exactly(asked.observation_tokens or 0),
+        tool=Range.exactly(asked.tool_seconds or 0.0),
+        judging=Range.exactly(asked.judge_seconds or 0.0),
+        images=0,
+        environments=0,
+        environments_known=True,
+        sources=dict.fromkeys(("problems", "prompt", "new tokens", "judging"), given),
+    )
+
+
+def _of_suite(name: str, problems: int, asked: Asked, constants: Constants) -> Workload:
+    agents = constants.agents.suites.get(name)
+    if agents is not None:
+        return _of_agents(name, agents, asked, constants)
+    texts = _texts(name, asked, constants)
+    _refuse_agents_options(asked, agent=False)
+    per_token = asked.characters_per_token or constants.texts.characters_per_token.value
+    prompt, prompt_source = _given(asked.prompt_tokens), "given"
+    new, new_source = _given(asked.new_tokens), "given"
+    if prompt is None:
+        assert texts is not None
+        prompt = Range.exactly(texts.prompt / per_token)
+        prompt_source = f"{texts.prompt} characters (mean of the suite's rows), {per_token:g} a token"
+    if new is None:
+        assert texts is not None
+        new, new_source = _writing(texts, per_token)
+    judging, judging_source = _judging(name, asked, constants)
+    count = asked.instances or (texts.problems if texts is not None else problems)
+    if not count:
+        raise UserError(f"--instances is missing: how many problems {name} has is not known here")
+    return Workload(
+        name=name,
+        answers=count * asked.samples,
+        prompt=prompt,
+        new=new,
+        steps=Range.exactly(1),
+        observation=Range.exactly(0),
+        tool=Range.exactly(0),
+        judging=judging,
+        images=0,
+        environments=0,
+        environments_known=True,
+        sources={
+            "problems": "given" if asked.instances else "the suite's",
+            "prompt": prompt_source,
+            "new tokens": new_source,
+            "judging": judging_source,
+        },
+    )
+
+
+def _texts(name: str, asked: Asked, constants: Constants) -> TextRecord | None:
+    found = constants.texts.suites.get(name)
+    if found is None:
+        found = next((r for key, r in constants.texts.suites.items() if name.startswith(key + "-")), None)
+    if found is None:
+        for flag, value in (("--prompt-tokens", asked.prompt_tokens), ("--new-tokens", asked.new_tokens)):
+            if value is None:
+                raise UserError(f"{flag} is missing: nobody measured {name}'s texts here")
+    return found
+
+
+def _writing(texts: TextRecord, per_token: float) -> tuple[Range, str]:
+    if texts.gold is None:
+        low, why = texts.limit / 10, "a tenth of the limit (assumed)"
+    else:
+        low, why = min(texts.gold / per_token, texts.limit), "the gold answers' mean length"
+    low = max(1.0, low)
+    middle = (low * texts.limit) ** 0.5
+    return Range(low=low, middle=middle, high=texts.limit), f"from {why} to the suite's limit of {texts.limit}"
+
+
+def _judging(name: str, asked: Asked, constants: Constants) -> tuple[Range, str]:
+    if asked.judge_seconds is not None:
+        return Range.exactly(asked.judge_seconds), "given"
+    family = next((family for start, family in FAMILIES.items() if name.startswith(start)), name)
+    found = constants.judging.get(family)
+    if found is None:
+        return Range.exactly(0), "not known here, taken as nothing: --judge-seconds"
+    return found.cpu_seconds, found.source
+
+
+def _of_agents(name: str, suite: AgentSuite, asked: Asked, constants: Constants) -> Workload:
+    agents = constants.agents
+    per_token = asked.characters_per_token or constants.texts.characters_per_token.value
+    characters = agents.system_characters + suite.issue
+    count = asked.instances or suite.problems
+    if count > suite.problems:
+        raise UserError(f"--instances {count}: {name} has {suite.problems}")
+    if asked.samples != 1:
+        raise UserError(f"--samples has no effect on suite {name}: an instance is solved once")
+    prompt = _given(asked.prompt_tokens) or Range.exactly(characters / per_token)
+    judging = constants.judging["swe"]
+    assumed = f"assumed ({agents.assumed})"
+    sources = {
+        "problems": "given" if asked.instances else "the suite's",
+        "prompt": "given"
+        if asked.prompt_tokens
+        else f"{characters} characters, {per_token:g} a token; {agents.source}",
+        "steps": "given" if asked.steps else assumed,
+        "new tokens": "given" if asked.new_tokens else assumed,
+        "observation": "given" if asked.observation_tokens is not None else assumed,
+        "tool seconds": "given" if asked.tool_seconds is not None else assumed,
+        "judging": "given" if asked.judge_seconds is not None else judging.source,
+    }
+    images = min(count, suite.images)
+    return Workload(
+        name=name,
+        answers=count,
+        prompt=prompt,
+        new=_given(asked.new_tokens) or agents.new_tokens,
+        steps=_given(asked.steps) or agents.steps,
+        observation=_given(asked.observation_tokens) or agents.observation_tokens,
+        tool=_given(asked.tool_seconds) or agents.tool_seconds,
+        judging=_given(asked.judge_seconds) or judging.cpu_seconds,
+        images=images,
+        environments=min(images, suite.environments or images),
+        environments_known=suite.environments is not None,
+        sources=sources,
+    )
+
+
+def _given(value: float | None) -> Range | None:
+    return None if value is None else Range.exactly(value)
+
+
+def _refuse_agents_options(asked: Asked, *, agent: bool) -> None:
+    for flag, value in (("--observation-tokens", asked.observation_tokens), ("--tool-seconds", asked.tool_seconds)):
+        if value is not None and not agent:
+            raise UserError(f"{flag} has no effect without an agent: give --steps too, or --suite swe")
+    if asked.steps is not None and asked.suite is not None and not agent:
+        raise UserError(f"--steps has no effect on suite {asked.suite}: it belongs to agents, as swe")
+
+
+__all__ = ["Asked", "Workload", "workloads"]
