@@ -22,6 +22,7 @@ import signal
 import statistics
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -32,6 +33,7 @@ from typing import Any, Literal, TypeVar
 
 import filelock
 import torch
+import torch.distributed as dist
 import transformers
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
@@ -55,6 +57,8 @@ REQUEST, RESULT, MODEL = "run.json", "result.json", "model"
 PARTIAL_REQUEST = REQUEST + ".partial"
 """There for an instant while the first process claims the folder and the others look."""
 LOCK = ".lock"
+SHARED_WAIT_S = 90.0
+"""How long another machine's file may take to appear: longer than NFS remembers that it was not there."""
 REPORTERS = ("trackio", "wandb", "tensorboard")
 Batch = dict[str, Tensor]
 
@@ -231,7 +235,7 @@ def _run_job(job: Job, out: Path, engine: Engine) -> TrainResult:
     arguments = _arguments(job, out, engine)
     if arguments.process_index == 0:
         _claim(out, job.request)
-    resume = checkpoints.last_good(out, warn if arguments.process_index == 0 else lambda _: None)
+    resume = _newest_checkpoint(out, arguments, warn)
     before = _resume(out, resume, main=arguments.process_index == 0)
     _reset_peak_memory()
     flops = training_flops(model.config, job.length) if arguments.device.type == "cuda" else None
@@ -456,6 +460,34 @@ def _claim(out: Path, request: dict[str, Any]) -> None:
     partial = out / PARTIAL_REQUEST
     partial.write_text(json.dumps(request, indent=1) + "\n")
     partial.replace(out / REQUEST)
+
+
+def _newest_checkpoint(out: Path, arguments: TrainingArguments, warn: Callable[[str], None]) -> tuple[int, Path] | None:
+    """What to go on from. Of several processes the first reads the checkpoints' seals, and tells the others, who have
+    to see the same folder. Raises TrainingError in all of them where one does not."""
+    found = [checkpoints.last_good(out, warn) if arguments.process_index == 0 else None]
+    if not dist.is_initialized():
+        return found[0]
+    dist.broadcast_object_list(found, device=arguments.device)
+    wanted = out / REQUEST if found[0] is None else found[0][1] / checkpoints.SEAL
+    seen = [False] * dist.get_world_size()
+    dist.all_gather_object(seen, _appears(wanted))
+    if not all(seen):
+        raise TrainingError(
+            f"--out {out}: process {seen.index(False)} does not see {wanted}: expected a folder on a file system that "
+            "all machines share"
+        )
+    return found[0]
+
+
+def _appears(path: Path) -> bool:
+    """Whether a file is there; a network's file system may take a while to show what another machine wrote."""
+    until = time.monotonic() + SHARED_WAIT_S
+    while not path.exists():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def _resume(out: Path, found: tuple[int, Path] | None, *, main: bool) -> dict[str, float]:
