@@ -26,6 +26,7 @@ from plt_eval.provenance import hardware
 from plt_model.decode.prefill import read_prompt
 from plt_model.decode.session import DecodeSession, Request
 
+Clock = Callable[[], float]
 SHAPES, LOOPS, BATCHES = ("small", "medium"), (1, 2, 4), (1, 8)
 SHORT, LONG, PROMPT = 2, 10, 32
 """New tokens of two runs of a session: a step is a part of their difference. Tokens of their prompts."""
@@ -37,16 +38,15 @@ MATRIX = 1024
 ENGINE = "import plt_eval.engines.hf, plt_eval.runner, plt_benchmarks.registry"
 
 
-def calibrate(console: Console) -> Measured:
-    """Measure, and keep it in the cache folder. Takes the fastest of a few tries of each; the middle where a range is
-    kept."""
+def calibrate(console: Console, *, clock: Clock = time.perf_counter) -> Measured:
+    """Measure, and keep it in the cache folder. `clock` tells seconds: real ones, or a process' and its children's."""
     cpu = torch.device("cpu")
     began = datetime.now(UTC)
     with BenchProgress(console, "calibrate") as progress, torch.random.fork_rng(devices=[]):
         progress.expect(len(SHAPES) * len(LOOPS) * (len(BATCHES) + 2) + 3)
-        bandwidth = measure_bandwidth(cpu).bytes_per_second
+        bandwidth = measure_bandwidth(cpu, clock=clock).bytes_per_second
         progress.did("the memory")
-        flops = _matrix_product()
+        flops = _matrix_product(clock)
         progress.did("a matrix product")
         decode, prefill, train = list[Point](), list[Point](), list[Point]()
         for name in SHAPES:
@@ -54,13 +54,13 @@ def calibrate(console: Console) -> Measured:
             family.attention(None)
             for loops in LOOPS:
                 for batch in BATCHES:
-                    decode.append(_decode(family, name, loops, batch))
+                    decode.append(_decode(family, name, loops, batch, clock))
                     progress.did(f"decoding, {name} R={loops}")
-                prefill.append(_prefill(family, name, loops))
+                prefill.append(_prefill(family, name, loops, clock))
                 progress.did(f"reading, {name} R={loops}")
-                train.append(_train(family, name, loops))
+                train.append(_train(family, name, loops, clock))
                 progress.did(f"training, {name} R={loops}")
-        starts = sorted(_timed(_start) for _ in range(TRIES))
+        starts = sorted(_timed(_start, clock) for _ in range(TRIES))
         progress.did("starts")
     here = hardware()
     measured = Measured(
@@ -81,10 +81,10 @@ def calibrate(console: Console) -> Measured:
     return measured
 
 
-def _timed(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
+def _timed(work: Callable[[], object], clock: Clock) -> float:
+    began = clock()
     work()
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def _point(name: str, loops: int, batch: int, context: int, times: list[float]) -> Point:
@@ -96,12 +96,12 @@ def _point(name: str, loops: int, batch: int, context: int, times: list[float]) 
     )  # fmt: skip
 
 
-def _matrix_product() -> float:
+def _matrix_product(clock: Clock) -> float:
     a = torch.ones(MATRIX, MATRIX)
-    return 2 * MATRIX**3 / min(_timed(lambda: a @ a) for _ in range(2 * TRIES))
+    return 2 * MATRIX**3 / min(_timed(lambda: a @ a, clock) for _ in range(2 * TRIES))
 
 
-def _decode(family: Family, name: str, loops: int, batch: int) -> Point:
+def _decode(family: Family, name: str, loops: int, batch: int, clock: Clock) -> Point:
     session = DecodeSession(family.model(loops), slots=batch)
     ids = prompt(PROMPT, family.config.vocab_size, seed=0)[0].tolist()
 
@@ -112,18 +112,18 @@ def _decode(family: Family, name: str, loops: int, batch: int) -> Point:
     run(SHORT)
     times = []
     for _ in range(TRIES):
-        short = _timed(lambda: run(SHORT))
-        times.append(max(1e-6, (_timed(lambda: run(LONG)) - short) / (LONG - SHORT)))
+        short = _timed(lambda: run(SHORT), clock)
+        times.append(max(1e-6, (_timed(lambda: run(LONG), clock) - short) / (LONG - SHORT)))
     return _point(name, loops, batch, PROMPT + (SHORT + LONG) // 2, times)
 
 
-def _prefill(family: Family, name: str, loops: int) -> Point:
+def _prefill(family: Family, name: str, loops: int, clock: Clock) -> Point:
     model, ids = family.model(loops), prompt(READ[name], family.config.vocab_size, seed=0)
     read_prompt(model, ids)
-    return _point(name, loops, 1, READ[name], [_timed(lambda: read_prompt(model, ids)) for _ in range(TRIES)])
+    return _point(name, loops, 1, READ[name], [_timed(lambda: read_prompt(model, ids), clock) for _ in range(TRIES)])
 
 
-def _train(family: Family, name: str, loops: int) -> Point:
+def _train(family: Family, name: str, loops: int, clock: Clock) -> Point:
     batch, length = TRAINED[name]
     model, ids = family.model(loops), prompt(length, family.config.vocab_size, seed=0, batch=batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
@@ -134,7 +134,7 @@ def _train(family: Family, name: str, loops: int) -> Point:
         optimizer.zero_grad(set_to_none=True)
 
     step()
-    return _point(name, loops, batch, length, [_timed(step) for _ in range(TRIES)])
+    return _point(name, loops, batch, length, [_timed(step, clock) for _ in range(TRIES)])
 
 
 def _start() -> None:
