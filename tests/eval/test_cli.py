@@ -127,7 +127,7 @@ def _seconds(*arguments: str) -> float:
     return time.perf_counter() - began
 
 
-@pytest.mark.parametrize("name", ["demo", "run", "study", "train", "sft", "data", "ls", "show", "export", "suites"])
+@pytest.mark.parametrize("name", ["demo", "run", "study", "train", "sft", "data", "ls", "show", "export", "suites", "serve"])
 def test_every_command_has_help(name: str) -> None:
     done = command(name, "--help")
     assert done.returncode == 0

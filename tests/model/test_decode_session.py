@@ -255,6 +255,27 @@ def test_a_free_slot_is_refilled_at_once() -> None:
     assert [n for n, _, _ in watched.steps] == [2] * 8 + [1]
 
 
+@pytest.mark.parametrize("sync_every", [1, 8], ids="sync-{}".format)
+def test_requests_that_come_later(sync_every: int) -> None:
+    model = model_of()
+    wanted = requests([3, 9, 1, 6, 2, 5], new=[9, 3, 12, 5, 1, 7])
+    waves = iter([[], wanted[2:4], wanted[4:]])
+    session = DecodeSession(model, slots=3, capacity=64, sync_every=sync_every)
+    found = {result.key: result.tokens for result in session.run(wanted[:2], more=lambda: next(waves, []))}
+    assert found == {request.key: alone(model, request) for request in wanted}
+
+
+def test_requests_that_come_later_need_a_capacity() -> None:
+    with pytest.raises(ValueError, match="capacity"):
+        DecodeSession(model_of(), slots=2).run(requests([3]), more=list)
+
+
+def test_a_bad_request_that_comes_later_is_refused() -> None:
+    session = DecodeSession(model_of(), slots=2, capacity=16)
+    with pytest.raises(ValueError, match=r"r0.*capacity"):
+        list(session.run([Request("good", [5], 4)], more=lambda: requests([40])))
+
+
 def test_results_come_as_they_finish() -> None:
     watched = Watched(model_of(), slots=2)
     keys = [result.key for result in watched.session.run(requests([3] * 4, [9, 3, 1, 2]))]

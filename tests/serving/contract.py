@@ -180,6 +180,13 @@ class ServerContract:
             assert answer.usage.prompt_tokens == len(text.encode()) + 1
             assert answer.usage.completion_tokens == 12
 
+    def test_the_loop_count_is_the_one_asked_for(self, served: Served) -> None:
+        """The control of the test before: the checkpoint's own count would write something else."""
+        own = HFEngine(str(served.engine.folder), dtype="float32", device="cpu", notify=lambda _: None)
+        requests = [GenerationRequest(text, Prompt(text), Decoding(max_new_tokens=12)) for text in PROMPTS]
+        assert any(done.text != served.text(Prompt(done.request_id)) for done in own.generate(requests))
+        own.close()
+
     def test_a_completion_ends_before_a_stop_string(self, served: Served) -> None:
         whole = served.text(Prompt("def f(x):"), 30)
         stop = whole[10:14]

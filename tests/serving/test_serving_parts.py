@@ -1,0 +1,266 @@
+"""The launcher and the small parts: mistakes, processes, stop strings in streams."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plt_eval.cli.main import main
+from plt_eval.engines import vllm_start
+from plt_eval.errors import MissingExtra, UserError
+from plt_eval.models import resolve_model
+from plt_eval.serving import command
+from plt_eval.serving.child import Child, ServerDied, telling_line
+from plt_eval.serving.command import ServeOptions, choose_engine, free_port, plan
+from plt_eval.serving.transformers_server import CutQueue
+
+# --- mistakes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "nowhere"], "--model nowhere: no such model folder"),
+        (["--model", "plt-tiny"], "choose one of plt-tiny:r1"),
+        (["--model", "plt-tiny:r2", "stray"], "unexpected argument 'stray'"),
+        (["--model", "plt-tiny:r2", "--api-key-env", "NO_SUCH_KEY"], "NO_SUCH_KEY: that environment variable"),
+        (["--model", "plt-tiny:r2", "--tensor-parallel", "2"], "--tensor-parallel has no effect"),
+        (["--model", "plt-tiny:r2", "--chat-template", "nowhere.jinja"], "no such file"),
+        (["--model", "plt-tiny:r2", "--host", "203.0.113.7"], "--host 203.0.113.7 --port 8000: Cannot assign"),
+        (["--model", "plt-tiny:r2", "--", "--port", "3"], "--port after --: give it before, as --port"),
+        (["--model", "plt-tiny:r2", "--", "--quantization=bnb-4bit"], "--quantization after --: has no effect"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--engine", "transformers", *arguments])
+    told = capsys.readouterr()
+    assert ended.value.code == 2
+    assert words in told.err
+    assert told.err.count("\n") == 1
+    assert not told.out
+
+
+@pytest.mark.parametrize("arguments", [["--bogus"], ["--port", "70000"], ["--engine", "sglang"], ["--loops", "0"], []])
+def test_options_that_there_are_not(arguments: list[str]) -> None:
+    model = ["--model", "plt-tiny:r2"] if arguments else []
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", *model, *arguments])
+    assert ended.value.code == 2
+
+
+def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit) as ended:
+            main(["serve", "--model", "plt-tiny:r2", "--engine", "transformers", "--port", str(port)])
+        assert ended.value.code == 2
+        assert f"--port {port}: Address already in use" in capsys.readouterr().err
+    assert free_port("127.0.0.1", 0) > 0
+
+
+def test_a_model_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Found out by the server's process, which says it in our words."""
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--model", str(tmp_path), "--engine", "transformers", "--port", "0"])
+    assert ended.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "plt-eval: error:" in line]
+    assert len(lines) == 1
+    assert "config.json: not valid JSON" in lines[0]
+
+
+def test_an_engine_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_installed", lambda package: package not in ("vllm", "uvicorn"))
+    with pytest.raises(MissingExtra, match=r"--engine vllm needs vllm.*plt-eval\[vllm\]"):
+        choose_engine("vllm")
+    with pytest.raises(MissingExtra, match=r"--engine transformers needs uvicorn.*plt-eval\[serve\]"):
+        choose_engine("auto")
+    monkeypatch.setattr(command, "_installed", lambda package: package != "vllm")
+    assert choose_engine("auto") == "transformers"
+    monkeypatch.setattr(command, "_installed", lambda _: True)
+    assert choose_engine("auto") == "vllm"
+
+
+# --- what is started ------------------------------------------------------------------------------------
+
+
+def test_vllm_gets_model_loops_and_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_start, "check_installed", lambda _: None)
+    template = tmp_path / "chat.jinja"
+    template.write_text("{{ messages }}")
+    options = ServeOptions(
+        model="plt-tiny:r2",
+        loops=3,
+        port=0,
+        dtype="float32",
+        tokenizer="bytes",
+        chat_template=template,
+        tensor_parallel=2,
+        max_model_len=512,
+        rest=("--enforce-eager", "--max-num-seqs", "4"),
+    )
+    launch = plan(options, resolve_model(options.model, options.loops), "vllm", "sk-1", tmp_path)
+    words = list(launch.command)
+    assert words[:4] == [sys.executable, "-P", "-m", "vllm.entrypoints.launchers.api_server.entry"]
+    given = dict(zip(words[4:-3:2], words[5:-3:2], strict=True))
+    assert json.loads(given["--hf-overrides"]) == {"plt_num_loops": 3}
+    assert given["--dtype"] == "float32"
+    assert given["--tensor-parallel-size"] == "2"
+    assert given["--max-model-len"] == "512"
+    assert given["--generation-config"] == "vllm"
+    assert given["--served-model-name"] == "plt-tiny:r2"
+    assert (Path(given["--tokenizer"]) / "tokenizer.json").is_file()
+    assert words[-3:] == ["--enforce-eager", "--max-num-seqs", "4"]
+    assert dict(launch.environment) == {"VLLM_API_KEY": "sk-1"}
+    assert "sk-1" not in " ".join(words)
+
+
+def test_overrides_of_ones_own_exclude_loops() -> None:
+    options = ServeOptions(model="plt-tiny:r2", loops=2, rest=("--hf-overrides", "{}"))
+    with pytest.raises(UserError, match="--hf-overrides"):
+        command._check(options, "vllm")
+
+
+# --- processes ------------------------------------------------------------------------------------------
+
+PARENT = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+)
+
+
+def started(program: str, **options: float) -> Child:
+    return Child([sys.executable, "-c", program], {}, **options)
+
+
+def first_line(child: Child) -> str:
+    child.wait_until(lambda: bool(child.last), every_s=0.01)
+    return child.last[0]
+
+
+def test_a_child_ends_with_all_that_it_started() -> None:
+    with started(PARENT) as child:
+        grandchild = int(first_line(child))
+        assert psutil.pid_exists(grandchild)
+    assert child.process.returncode == -signal.SIGTERM
+    _wait_gone(grandchild)
+
+
+def test_a_child_that_does_not_listen_is_killed() -> None:
+    with started(STUBBORN, grace_s=0.2) as child:
+        assert first_line(child) == "up"
+    assert child.process.returncode == -signal.SIGKILL
+
+
+def test_a_child_does_not_outlive_a_parent_that_was_killed() -> None:
+    program = """
+import sys
+from plt_eval.serving.child import Child
+child = Child([sys.executable, "-c", "import time; time.sleep(600)"], {})
+print(child.process.pid, flush=True)
+child.wait()
+"""
+    with started(program) as parent:
+        grandchild = int(first_line(parent))
+        os.kill(parent.process.pid, signal.SIGKILL)
+        _wait_gone(grandchild)
+
+
+def _wait_gone(pid: int) -> None:
+    until = time.monotonic() + 20
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until, f"process {pid} lives on"
+        time.sleep(0.02)
+
+
+def test_a_server_that_dies_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    with started("raise RuntimeError('no room')") as child, pytest.raises(ServerDied) as died:
+        child.wait_until(lambda: False)
+    assert str(died.value) == "the server ended (exit code 1): RuntimeError: no room"
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ([], "it left no words"),
+        (["loading", "bye", ""], "bye"),
+        (["Traceback", "ValueError: a", "", "nanobind: leaked 1 instance"], "ValueError: a"),
+        (
+            [
+                "(EngineCore pid=7) ERROR 11-27 [core.py:9] ValueError: no room for the KV cache",
+                "(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above.",
+            ],
+            "ValueError: no room for the KV cache",
+        ),
+        (["torch.OutOfMemoryError: CUDA out of memory."], "torch.OutOfMemoryError: CUDA out of memory."),
+    ],
+)
+def test_the_telling_line(lines: list[str], told: str) -> None:
+    assert telling_line(lines) == told
+
+
+# --- stop strings in streams ----------------------------------------------------------------------------
+
+
+@given(
+    text=st.text("abc\n", max_size=30),
+    stops=st.lists(st.text("abc\n", min_size=1, max_size=4), max_size=3),
+    data=st.data(),
+)
+def test_a_stream_is_cut_where_the_text_is(text: str, stops: list[str], data: st.DataObject) -> None:
+    places = sorted(data.draw(st.sets(st.integers(1, max(1, len(text) - 1)))))
+    pieces = [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True) if text[a:b]]
+    found = [at for at in map(text.find, stops) if at >= 0]
+    assert asyncio.run(_cut(pieces, tuple(stops))) == (text[: min(found)] if found else text)
+
+
+async def _cut(pieces: list[str], stops: tuple[str, ...]) -> str:
+    queue: asyncio.Queue[str | None] = asyncio.Queue()
+    for piece in [*pieces, None]:
+        queue.put_nowait(piece)
+    cut = CutQueue(queue, stops)
+    found = []
+    while (piece := await cut.get()) is not None:
+        found.append(piece)
+    assert all(found)
+    return "".join(found)
+
+
+def test_what_cannot_be_a_stop_string_is_not_held_back() -> None:
+    queue: asyncio.Queue[str] = asyncio.Queue()
+    queue.put_nowait("ab")
+    cut = CutQueue(queue, ("bc",))
+    assert cut.get_nowait() == "a"
+    with pytest.raises(asyncio.QueueEmpty):
+        cut.get_nowait()
+    queue.put_nowait("d")
+    assert cut.get_nowait() == "bd"
+
+
+def test_the_server_is_named_by_what_a_client_here_can_reach(tmp_path: Path) -> None:
+    for host, address in {"0.0.0.0": "127.0.0.1", "127.0.0.1": "127.0.0.1"}.items():
+        options = ServeOptions(model="plt-tiny:r2", host=host, port=0)
+        launch = plan(options, resolve_model("plt-tiny:r2"), "transformers", None, tmp_path)
+        assert re.fullmatch(rf"http://{re.escape(address)}:\d+", launch.endpoint)
