@@ -120,12 +120,13 @@ class SplitBuilder(AttentionMetadataBuilder[SplitMetadata]):
         self.graphs = vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs()
         roles = {vllm_config.compilation_config.static_forward_context[name].role for name in layer_names}
         self.role = roles.pop() if len(roles) == 1 else BOTH
-        # One for each part: a builder may keep what it builds in buffers of its own.
+        # One for each part that is read: a builder may keep what it builds in buffers of its own.
         self.builders = [
-            self.real(kv_cache_spec, layer_names, vllm_config, device) if self.real else None for _ in range(2)
+            self.real(kv_cache_spec, layer_names, vllm_config, device) if self.real and self.role != other else None
+            for other in (TRIPS, ROWS)
         ]
-        asked = self.builders[0].reorder_batch_threshold if self.builders[0] else None
-        self.reorder_batch_threshold = asked or 1
+        asked = [builder.reorder_batch_threshold for builder in self.builders if builder is not None]
+        self.reorder_batch_threshold = (asked[0] if asked else None) or 1
 
     @classmethod
     def get_cudagraph_support(cls, vllm_config: VllmConfig, kv_cache_spec: KVCacheSpec) -> AttentionCGSupport:
@@ -167,11 +168,28 @@ class SplitBuilder(AttentionMetadataBuilder[SplitMetadata]):
         return SplitMetadata(first, decode, rest)
 
 
+class WorkspaceBuilder(SplitBuilder):
+    """For backends whose builders share one workspace of hundreds of MiB, which vLLM passes around."""
+
+    def _get_workspace_buffer(self) -> Any:
+        first, *others = (builder for builder in self.builders if builder is not None)
+        buffer = first._get_workspace_buffer()
+        for builder in others:
+            builder.set_workspace_buffer(buffer)
+        return buffer
+
+    def set_workspace_buffer(self, workspace_buffer: Any) -> None:
+        for builder in self.builders:
+            if builder is not None:
+                builder.set_workspace_buffer(workspace_buffer)
+
+
 @cache
 def split_backend(real: type[AttentionBackend]) -> type[AttentionBackend]:
     """The attention backend `real` with split metadata."""
-    builder = type(f"PLT{real.__name__}Builder", (SplitBuilder,), {"real": real.get_builder_cls()})
-    return _backend(f"PLT{real.__name__}", real, builder)
+    of_real = real.get_builder_cls()
+    base = WorkspaceBuilder if hasattr(of_real, "set_workspace_buffer") else SplitBuilder
+    return _backend(f"PLT{real.__name__}", real, type(f"PLT{of_real.__name__}", (base,), {"real": of_real}))
 
 
 @cache

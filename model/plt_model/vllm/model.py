@@ -57,7 +57,7 @@ class PLTGate(nn.Module):
         if self.of_input:
             scores = linear(self.gate_norm(x), self.weight, self.bias)
         else:
-            scores = (q.unflatten(1, self.weight.shape) * self.weight).sum(-1) + self.bias
+            scores = (q.view(-1, *self.weight.shape) * self.weight).sum(-1) + self.bias
         return scores.sigmoid_()[..., None]
 
 
@@ -100,9 +100,9 @@ class PLTAttention(nn.Module):
         later = range(1, self.loops)
         owner = f"{prefix}.attn"
         self.attn = PagedAttention(vllm_config, owner, role=TRIPS, **shape)
-        self.local = nn.ModuleList()
+        self.local: Any = nn.ModuleList()
         if config.plt_loop_mode == "sequential":
-            self.own = nn.ModuleList(
+            self.own: Any = nn.ModuleList(
                 PagedAttention(vllm_config, f"{prefix}.attn_p{r}", role=TRIPS, **shape) for r in later
             )
             return
@@ -151,7 +151,7 @@ class PLTAttention(nn.Module):
         self.attn.write(k[:tokens], v[:tokens], part)
         # Heads that read the same keys side by side, those of one pass after those of another.
         folded = q.view(loops, tokens, groups, heads // groups, size).permute(1, 2, 0, 3, 4).reshape(tokens, -1)
-        wide = self.rows.attend(folded, part).unflatten(1, (groups, loops, heads // groups))
+        wide = self.rows.attend(folded, part).view(tokens, groups, loops, heads // groups, size)
         wide = wide.permute(2, 0, 1, 3, 4).reshape(loops, tokens, heads, size)
         if not len(self.local):
             return self._output(wide.flatten(0, 1))
@@ -219,7 +219,7 @@ class PLTModel(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.first = self.layers[0].self_attn.attn.layer_name
-        self.carry = None
+        self.carry: Any = None
         if config.one_trip_decode and config.plt_num_loops > 1:
             self.carry = Carry(
                 vllm_config,
@@ -270,7 +270,7 @@ class PLTModel(nn.Module):
         places = carry.places(part)
         later = (self._input(embeds, carry.read(index, places)) for index in range(loops - 1))
         normed, raw = self._layers(None, torch.cat([embeds, *later]), positions.repeat(loops), part)
-        states = self._handed_on(normed, raw).split(tokens)
+        states = torch.split(self._handed_on(normed, raw), tokens)
         for index in range(loops - 1):
             carry.write(index, states[index], places)
         return normed[-tokens:]

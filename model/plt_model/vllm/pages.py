@@ -79,7 +79,7 @@ class PagedAttention(Attention):
             attn_backend=self.backend_on(real_backend(size, vllm_config, window is not None)),
         )
 
-    def backend_on(self, real: type[AttentionBackend]) -> type[AttentionBackend]:
+    def backend_on(self, real: Any) -> type[AttentionBackend]:
         return split_backend(real)
 
     def get_kv_cache_spec(self, vllm_config: VllmConfig) -> KVCacheSpec | None:
@@ -114,7 +114,7 @@ class PagedAttention(Attention):
 class CarryPages(PagedAttention):
     """Pages of the windows' kind that hold a piece of the carry."""
 
-    def backend_on(self, real: type[AttentionBackend]) -> type[AttentionBackend]:
+    def backend_on(self, real: Any) -> type[AttentionBackend]:
         return carry_backend(real)
 
     def put(self, piece: Tensor, place: Place) -> None:
@@ -165,7 +165,7 @@ class Carry(nn.Module):
         self.capacity = 2 * groups * padded_head_size(head_dim, vllm_config)
         self.each = ceil(self.width / self.capacity)
         windows = 0 if window is None else config.num_hidden_layers * self.count
-        self.pages = nn.ModuleList(
+        self.pages: Any = nn.ModuleList(
             CarryPages(
                 vllm_config,
                 f"{prefix}.{j}",
@@ -187,6 +187,7 @@ class Carry(nn.Module):
             key = id(common)  # pages of one group of vLLM's share it
             if key not in to_read:
                 to_read[key] = Place.before(common, size)
+                assert slots is not None
                 to_write[key] = Place.of_slots(slots, size)
                 if self.zeroed:
                     to_read[key].real = torch.zeros_like(to_read[key].real)
@@ -201,7 +202,7 @@ class Carry(nn.Module):
     def write(self, index: int, states: Tensor, places: CarryPlaces) -> None:
         """Keep pass `index`'s outputs [T, D] of all tokens of the part."""
         flat = pad(states, (0, self.each * self.capacity - self.width))
-        pieces = flat.split(self.capacity, dim=1)
+        pieces = torch.split(flat, self.capacity, dim=1)
         for piece, (pages, (_, place)) in zip(pieces, self._of_pass(index, places), strict=True):
             pages.put(piece, place)
 
