@@ -144,7 +144,7 @@ def generate(writer: Writer, input_ids: torch.Tensor, streamer: Any) -> torch.Te
     return torch.cat([input_ids, torch.tensor([new], dtype=input_ids.dtype, device=input_ids.device)], dim=1)
 
 
-class Threads(utils.GenerateManager):  # type: ignore[misc]
+class Threads(utils.GenerateManager):
     """A thread for each request under way, where transformers has one for all; each knows whose it is."""
 
     def __init__(self) -> None:
