@@ -12,7 +12,7 @@ from typing import Any
 import filelock
 import pytest
 from rich.console import Console
-from training_parts import curve, quiet, run, small, write_data
+from training_parts import curve, in_two, quiet, run, small, train_apart, write_data
 
 from plt_model.training import checkpoints, progress
 from plt_model.training.run import LOCK, RESULT
@@ -43,6 +43,15 @@ def test_only_one_training_writes_a_folder(tmp_path: Path, data: Path) -> None:
     with filelock.FileLock(out / LOCK), pytest.raises(TrainingError, match="another process is training there"):
         run(small(), data, out)
     assert run(small(), data, out).model.is_dir()
+
+
+def test_machines_without_a_shared_file_system_are_told_before_the_first_step(tmp_path: Path, data: Path) -> None:
+    in_two(train_apart, small(), data, tmp_path, log=tmp_path / "log")
+    for process in ("0", "1"):
+        told = (tmp_path / f"told.{process}").read_text()
+        assert "process 1 does not see" in told
+        assert "file system that all machines share" in told
+    assert not (tmp_path / "0" / METRICS).exists()
 
 
 def test_what_is_complete_may_be_read_while_it_is_held(copy: Path, data: Path) -> None:
