@@ -80,7 +80,10 @@ class Settings:
 
 
 class RemoteScorer(Scorer, Protocol):
-    """A scorer that has others judge. `at_once` is how many answers they judge at a time."""
+    """A scorer that has others judge. `at_once` is how many answers they judge at a time; when that changes, it calls
+    `grown`, if set."""
+
+    grown: Callable[[int], None] | None
 
     @property
     def at_once(self) -> int: ...
@@ -209,6 +212,8 @@ class _Session:
             return
         workers = self._open_scorer(open_sandbox)
         self._pool = WorkerPool(self._judge, workers=workers, backlog=4 * workers)
+        if self._remote is not None and self._settings.scoring_workers is None:
+            self._remote.grown = self._pool.grow
         with self._progress:
             self._progress.resume(list(self._writer.samples.values()), drawn=len(waiting))
             for completion in waiting:

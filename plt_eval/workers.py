@@ -30,7 +30,15 @@ class WorkerPool(Generic[T]):
         self._stopped = False
         self._failure: BaseException | None = None
         self._changed = threading.Condition()
-        for number in range(workers):
+        self._workers = 0
+        self.grow(workers)
+
+    def grow(self, workers: int) -> None:
+        """Have at least so many threads from here on."""
+        with self._changed:
+            new = range(self._workers, workers)
+            self._workers = max(self._workers, workers)
+        for number in new:
             threading.Thread(target=self._loop, name=f"worker-{number}", daemon=True).start()
 
     def submit(self, item: T) -> None:

@@ -92,7 +92,7 @@ def import_ray() -> Any:
 def _keep_standard_output(ray: Any) -> None:
     """Ray prints what its daemons complain of to our standard output, where results go: what is wrong with the
     cluster, judgements find out, and notes say."""
-    worker = importlib.import_module(f"{ray.__name__}._private.worker")
+    worker: Any = importlib.import_module(f"{ray.__name__}._private.worker")
     if hasattr(worker, "print_to_stdstream"):
         worker.print_to_stdstream = lambda *_, **__: None
 

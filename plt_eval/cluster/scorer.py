@@ -41,12 +41,14 @@ class Lost(Exception):
 @dataclass
 class ClusterScorer:
     """Judges on `machines`, which have met; a Scorer. `carried` makes a sample whole for others, `keep` gets the files
-    of each judgement, and `began` hears of each sample that is sent."""
+    of each judgement, `began` hears of each sample that is sent, and `grown` of how many judgements fit at a time, now
+    and then."""
 
     machines: Machines
     carried: Callable[[Sample], Sample] = lambda sample: sample
     keep: Callable[[bytes], None] | None = None
     began: Callable[[Sample], None] | None = None
+    grown: Callable[[int], None] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _under_way: set[Any] = field(default_factory=set)
     _stopped: threading.Event = field(default_factory=threading.Event)
@@ -169,6 +171,8 @@ class ClusterScorer:
         while not self._stopped.wait(LOOK_S):
             with suppress(Exception):  # the cluster does not answer: those who wait find out
                 self.machines.meet()
+                if self.grown is not None:
+                    self.grown(self.at_once)
 
     def _clean_up(self) -> None:
         self._unclean = True

@@ -30,7 +30,7 @@ def introduce(order: Order, images: tuple[str, ...] = ()) -> Introduction:
     """Get ready to judge by `order`, and say what is here; also why it is not possible here."""
     from plt_eval.provenance import hardware, packages
 
-    about = {"packages": packages(), "hardware": hardware().model_dump()}
+    about: dict[str, Any] = {"packages": packages(), "hardware": hardware().model_dump()}
     try:
         _judge_for(order)
     except _REFUSALS as error:
