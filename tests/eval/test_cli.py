@@ -127,7 +127,9 @@ def _seconds(*arguments: str) -> float:
     return time.perf_counter() - began
 
 
-@pytest.mark.parametrize("name", ["demo", "run", "study", "train", "sft", "data", "ls", "show", "export", "suites", "serve"])
+@pytest.mark.parametrize(
+    "name", ["demo", "run", "study", "train", "sft", "data", "ls", "show", "export", "suites", "serve"]
+)
 def test_every_command_has_help(name: str) -> None:
     done = command(name, "--help")
     assert done.returncode == 0
@@ -280,6 +282,7 @@ VALUES = {"loops": "2", "concurrency": "2", "retries": "1", "request_timeout": "
 VALUES |= {"temperature": "0.5", "max_new_tokens": "5", "dtype": "float32", "device": "cpu", "api": "chat"}
 VALUES |= {"decoder": "session", "attention": "sdpa", "compile": "on"}
 VALUES |= {"loop_mode": "plt", "chat_template": "on", "batch_size": "2", "endpoint": "http://h/v1"}
+VALUES |= {"tensor_parallel": "2", "max_model_len": "64", "gpu_memory_utilization": "0.5"}
 
 
 @pytest.mark.parametrize(
@@ -294,7 +297,7 @@ def test_an_option_without_effect_is_an_error_that_names_it(cli: Cli, engine: st
 
 def test_every_option_is_for_all_engines_or_listed() -> None:
     common = {"suite", "engine", "data", "limit", "n_samples", "results", "run_id", "sandbox"}
-    common |= {"sandbox_image", "scoring_workers", "swe", "chosen"}
+    common |= {"sandbox_image", "scoring_workers", "swe", "chosen", "ray"}
     assert set(RunOptions.__dataclass_fields__) == common | set(ONLY_WITH)
 
 
