@@ -18,6 +18,9 @@ from plt_eval.engines.hf_prompts import Job
 
 Body = TypeVar("Body", bound=BaseModel)
 
+GREEDY_BELOW = 1e-5
+"""Temperatures below count as 0, as vLLM has it: logits divided by less may be no numbers any more."""
+
 COMPLETION_TOKENS = 16
 """New tokens where a completion does not say how many: OpenAI's own number."""
 
@@ -78,8 +81,9 @@ class _Common(BaseModel):
     def decoding(self) -> Decoding:
         """OpenAI's defaults: temperature 1, and without a seed another answer each time."""
         seed = random.getrandbits(31) if self.seed is None else self.seed
+        temperature = 1.0 if self.temperature is None else self.temperature
         return Decoding(
-            temperature=1.0 if self.temperature is None else self.temperature,
+            temperature=temperature if temperature >= GREEDY_BELOW else 0.0,
             top_p=1.0 if self.top_p is None else self.top_p,
             seed=seed,
         )
@@ -133,7 +137,10 @@ class Reader:
         """Raises BadRequest."""
         body = _parsed(CompletionBody, value)
         self._check_model(body.model)
-        ids = self.tokens(body.prompt)
+        try:
+            ids = self.tokens(body.prompt)
+        except (UnicodeError, TypeError) as refused:  # half of a surrogate pair, which JSON can spell
+            raise BadRequest("prompt: no text that can be written as UTF-8", param="prompt") from refused
         limit = COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
         if limit == 0 and not body.echo:
             raise BadRequest("max_tokens is 0: that has a use only with echo", param="max_tokens")

@@ -45,8 +45,13 @@ LAUNCHERS = {
 KEY_VARIABLES = {"vllm": "VLLM_API_KEY", "transformers": KEY_VARIABLE}
 """Where the servers look for the key that they ask of clients."""
 
-NOT_WITH_OURS = ("--continuous-batching", "--compile", "--quantization", "--attn-implementation")
-"""Options of `transformers serve` about how it loads and runs a model: with ours they would have no effect."""
+NO_EFFECT = (
+    *("--continuous-batching", "--compile", "--quantization", "--attn-implementation", "--trust-remote-code"),
+    *("--model-timeout", "--default-seed", "--reasoning", "--chat-template-kwargs", "--decision-config"),
+    *("--enable-cors", "--cb-block-size", "--cb-num-blocks", "--cb-max-batch-tokens", "--cb-max-memory-percent"),
+    "--cb-use-cuda-graph",
+)
+"""Options of `transformers serve` about what we do in its place."""
 
 
 @dataclass(frozen=True)
@@ -222,9 +227,9 @@ def _check(options: ServeOptions, engine: str) -> None:
             raise UserError(f"{theirs} after --: give it before, as {ours}")
     if engine == "vllm" and "--hf-overrides" in names and options.loops is not None:
         raise UserError("--hf-overrides after -- would undo --loops: leave --loops out and put plt_num_loops into it")
-    for theirs in NOT_WITH_OURS if engine == "transformers" else ():
+    for theirs in NO_EFFECT if engine == "transformers" else ():
         if theirs in names:
-            raise UserError(f"{theirs} after --: has no effect, as the model is run by our sessions")
+            raise UserError(f"{theirs} after --: has no effect, as requests are read and decoded by our own engine")
 
 
 def _key(variable: str | None) -> str | None:

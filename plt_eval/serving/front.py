@@ -71,7 +71,7 @@ class Front:
     def _read(self, path: str, body: bytes) -> Asked:
         try:
             value = json.loads(body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadRequest(f"the body is no JSON: {error}") from error
         return self.reader.chat(value) if path == CHAT else self.reader.completion(value)
 

@@ -51,8 +51,9 @@ def _serve(settings: Settings, rest: list[str]) -> None:
     )
     if settings.chat_template is not None:
         engine.tokenizer.chat_template = settings.chat_template
-    context = min(filter(None, (engine.context, settings.max_model_len)), default=None)
+    context = _context(engine, settings.max_model_len)
     writer = Writer(engine, context)
+    writer.warm_up()
     _notify(f"decoder: {writer.about}; attention: {engine.facts()['attention']}")
     _teach(engine, writer, Reader(settings.name, context, _tokens(engine), _templated(engine)))
 
@@ -60,6 +61,13 @@ def _serve(settings: Settings, rest: list[str]) -> None:
 
     sys.argv = ["transformers", "serve", settings.name, *rest]
     transformers_command()
+
+
+def _context(engine: HFEngine, asked: int | None) -> int | None:
+    """Raises UserError for more than the model has."""
+    if asked is not None and engine.context is not None and asked > engine.context:
+        raise UserError(f"--max-model-len {asked}: {engine.folder} has a context of {engine.context} tokens")
+    return engine.context if asked is None else asked
 
 
 def _notify(message: str) -> None:

@@ -23,13 +23,16 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
+from plt_eval.engines.base import Decoding
 from plt_eval.engines.hf import HFEngine
 from plt_eval.engines.hf_generate import sampling
 from plt_eval.engines.hf_prompts import Job, StopCheck
 from plt_eval.engines.hf_session import SessionDecoder, slots_that_fit
+from plt_eval.errors import UserError
 from plt_eval.serving.asked import Asked
 from plt_model.decode.prefill import CHUNK
 from plt_model.decode.session import DecodeSession, Request
+from plt_model.loading import one_line
 
 SLOTS = 8
 """Requests decoded at a time, at most; fewer where their cache would not fit in memory."""
@@ -91,6 +94,14 @@ class Writer:
         finally:
             with self._counting:
                 self._waiting -= 1
+
+    def warm_up(self) -> None:
+        """Write a token, so that what has to be compiled is, and what does not fit says so. Raises UserError."""
+        job = Job("", [self.engine.prompts.first_id], 1, (), False, Decoding())
+        try:
+            self.write(Asked(job, False, {}))
+        except (MemoryError, torch.OutOfMemoryError) as full:
+            raise UserError(f"{one_line(full)}; a smaller --max-model-len takes less") from full
 
     def score(self, ids: list[int], *, first: int, top: int) -> list[TokenScore]:
         """Log-probabilities of the tokens from place `first` on, with the `top` likeliest at each place."""

@@ -10,21 +10,29 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+from contract import CONTEXT, save
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plt_benchmarks.protocols import Prompt
 from plt_eval.cli.main import main
 from plt_eval.engines import vllm_start
+from plt_eval.engines.base import Decoding, GenerationRequest
+from plt_eval.engines.hf import HFEngine
 from plt_eval.errors import MissingExtra, UserError
 from plt_eval.models import resolve_model
 from plt_eval.serving import command
+from plt_eval.serving.asked import Asked, BadRequest, Reader
 from plt_eval.serving.child import Child, ServerDied, telling_line
 from plt_eval.serving.command import ServeOptions, choose_engine, free_port, plan
 from plt_eval.serving.transformers_server import CutQueue
+from plt_eval.serving.writer import Writer
+from plt_model.tokenizer import byte_tokenizer
 
 # --- mistakes -------------------------------------------------------------------------------------------
 
@@ -219,6 +227,53 @@ def test_a_server_that_dies_says_why(capsys: pytest.CaptureFixture[str]) -> None
 )
 def test_the_telling_line(lines: list[str], told: str) -> None:
     assert telling_line(lines) == told
+
+
+# --- decoding -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.mark.parametrize("loop_mode", ["plt", "sequential"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_writer_writes_what_the_engine_does(folder: Path, loop_mode: str, temperature: float) -> None:
+    """In a session, and where the passes need a trip each."""
+    engine = HFEngine(str(folder), loop_mode=loop_mode, dtype="float32", device="cpu", notify=lambda _: None)
+    writer = Writer(engine, CONTEXT)
+    assert ("slots" in writer.about) == (loop_mode == "plt")
+    decoding = Decoding(temperature=temperature, seed=7, max_new_tokens=9)
+    (expected,) = engine.generate([GenerationRequest("", Prompt("def f(x):"), decoding)])
+    job = engine.prompts.job(GenerationRequest("", Prompt("def f(x):"), decoding))
+    heard: list[int] = []
+    new = writer.write(Asked(job, False, {}), heard.append)
+    assert heard == new
+    assert engine.prompts.completion(job, new, ended=False, seconds=0.0).text == expected.text
+    gone = Asked(replace(job, limit=500), False, {})
+    assert len(writer.write(gone, lambda _: gone.gone.set())) == 2
+    assert not writer.running
+
+
+def test_a_failure_reaches_who_waits_and_the_next_is_served(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = HFEngine(str(folder), dtype="float32", device="cpu", notify=lambda _: None)
+    writer = Writer(engine, CONTEXT)
+
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("plt_model.decode.session._allocated", full)
+        with pytest.raises(UserError, match="no room; a smaller --max-model-len"):
+            writer.warm_up()
+    writer.warm_up()
+
+
+def test_half_a_surrogate_pair_is_a_bad_request() -> None:
+    reader = Reader("tiny", CONTEXT, byte_tokenizer().encode, lambda *_: [])
+    with pytest.raises(BadRequest, match="prompt"):
+        reader.completion({"model": "tiny", "prompt": "a\ud800"})
 
 
 # --- stop strings in streams ----------------------------------------------------------------------------
