@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from plt_eval.bench.decode import GATE_STEPS, gate_prompts
 from plt_eval.bench.gates import Gate, allowed, apart, different
@@ -275,6 +276,7 @@ def _whole(model: PLTForCausalLM, prompts: Sequence[list[int]], written: list[li
 def saved(family: Family) -> Iterator[Path]:
     """The family's weights in a folder that vLLM can open. Raises UserError where there is no vLLM."""
     check_installed(lambda _: None)
+    transformers_logging.disable_progress_bar()
     with tempfile.TemporaryDirectory(prefix="plt-bench-") as folder:
         family.model(1).save_pretrained(folder)
         yield Path(folder)

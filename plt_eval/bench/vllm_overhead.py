@@ -41,7 +41,7 @@ def bench_overhead(setup: Setup, settings: VLLMSettings, requests: int) -> Outco
                     dtype=str(setup.family.dtype).removeprefix("torch."),
                     tokenizer="bytes",
                     batch_size=batch,
-                    compile="off" if settings.eager else "on",
+                    compile="off" if settings.eager else "auto",
                     notify=lambda _: None,
                 )
                 engine.prompts.eos = ()  # every text is as long as asked for

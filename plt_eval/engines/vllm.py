@@ -38,7 +38,7 @@ class VLLMEngine:
     `model`, `label`, `loops`, `loop_mode`, `tokenizer`, `chat_template` and `dtype` are those of HFEngine. `batch_size`
     is the number of sequences at a time, "auto" vLLM's own. `max_model_len` is the context in tokens, by default the
     model's, or what of it the KV cache holds. `gpu_memory_utilization` is the share of the device's memory to take
-    (default: vLLM's on a GPU, and on a CPU see cpu_kv_bytes). `compile` "off" runs vLLM eagerly; it starts sooner.
+    (default: vLLM's on a GPU, and on a CPU see cpu_kv_bytes). `compile` "off" runs vLLM eagerly: it starts sooner.
     `additional_config` is for plt_model's plugin.
 
     What the engine decides by itself it says through `notify`. Raises UserError for a checkpoint that cannot be used,
@@ -66,6 +66,10 @@ class VLLMEngine:
         additional_config: Mapping[str, Any] | None = None,
         notify: Callable[[str], None] = print,
     ) -> None:
+        if compile == "on":
+            raise UserError(
+                "--compile on has no effect with --engine vllm, which decides by itself; off makes it eager"
+            )
         check_installed(notify)
         transformers_logging.set_verbosity_error()
         self.notify = notify

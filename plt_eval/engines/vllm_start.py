@@ -105,7 +105,8 @@ def start(*, is_plt: bool, **options: Any) -> Any:
     """vllm.LLM with these options. Raises UserError where it does not start."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])  # it speaks while it is imported, too
+    for name in ("vllm", "plt_model.vllm"):  # they speak while they are imported, too
+        logging.getLogger(name).setLevel(os.environ["VLLM_LOGGING_LEVEL"])
     with _nothing_printed(loud=LOUD):
         try:
             from vllm import LLM

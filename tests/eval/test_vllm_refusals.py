@@ -59,6 +59,7 @@ def test_without_vllm_the_line_names_what_to_install(refused, monkeypatch) -> No
         (["--endpoint", "http://x/v1"], "--endpoint has no effect with --engine vllm"),
         (["--gpu-memory-utilization", "0"], "--gpu-memory-utilization 0.0: expected a number above 0 and at most 1"),
         (["--gpu-memory-utilization", "1.5"], "--gpu-memory-utilization 1.5: expected"),
+        (["--model", "plt-tiny:r1", "--compile", "on"], "--compile on has no effect with --engine vllm"),
         (["--loops", "0"], "--loops '0'"),
         (["--batch-size", "none"], "--batch-size 'none'"),
         (["--model", "nowhere"], "nowhere"),
