@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,7 @@ def _decode(
 ) -> None:
     batch, context = where["batch"], where["context"]
     ids = prompt(context, setup.family.config.vocab_size, seed=setup.seed, batch=batch).tolist()
-    jobs = [
-        Job(engine.name, engine.finish, lambda engine=engine: engine.begin(ids, settings.tokens)) for engine in engines
-    ]
+    jobs = [Job(engine.name, engine.finish, partial(engine.begin, ids, settings.tokens)) for engine in engines]
     prompts = [row[0].tolist() for row in gate_prompts(setup.family.config, batch, context, setup.family.device)]
     timed = run_configuration(
         outcome, setup, where, jobs, lambda: [gate for engine in engines for gate in engine.gates(setup, prompts)]
@@ -133,14 +132,8 @@ def _first_token(outcome: Outcome, setup: Setup, engines: list[VLLMSubject], whe
     ids = prompt(context, setup.family.config.vocab_size, seed=setup.seed, batch=batch).tolist()
     jobs = []
     for engine in engines:
-        jobs.append(Job(f"{engine.name}, cold", lambda engine=engine: engine.write(ids, 1), engine.forget))
-        jobs.append(
-            Job(
-                f"{engine.name}, hit",
-                lambda engine=engine: engine.write(ids, 1),
-                lambda engine=engine: engine.write(ids, 1),
-            )
-        )
+        first = partial(engine.write, ids, 1)
+        jobs += [Job(f"{engine.name}, cold", first, engine.forget), Job(f"{engine.name}, hit", first, first)]
     timed = run_configuration(
         outcome, setup, where, jobs, lambda: [gate for engine in engines for gate in engine.prefix_gates(ids)]
     )
