@@ -107,14 +107,14 @@ def _step_seconds(plan: TrainingPlan, shape: Shape, loops: int, flops: float) ->
 
 
 def _traffic(plan: TrainingPlan, shape: Shape, loops: int, turns: int) -> int:
-    """FSDP gathers a layer's weights for each of its passes, forward and backward, and scatters its gradients; the rest
-    is gathered once and scattered once. Each process receives what the others hold."""
+    """FSDP gathers a layer's weights for each of its passes, forward and backward, and the rest once a turn; gradients
+    are scattered once a step at least. Each process receives what the others hold."""
     if not plan.sharded:
         return 0
     size = 2 if plan.recipe.precision == "bf16" else 4
     others = (plan.world - 1) / plan.world
     layers, rest = shape.layer_parameters, shape.parameters - shape.layer_parameters
-    return int(turns * others * size * (3 * loops * layers + 2 * rest))
+    return int(others * size * (turns * (2 * loops * layers + rest) + layers + rest))
 
 
 def _times(value: Range, factor: float) -> Range:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import subprocess
 from functools import cache
 from math import ceil
 from pathlib import Path
@@ -408,6 +410,13 @@ def test_what_cannot_be_is_one_line(capsys: pytest.CaptureFixture[str], argument
     assert (code, out) == (2, "")
     assert said in err
     assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["train.sbatch", "evaluate.sbatch"])
+def test_batch_files_parse(name: str) -> None:
+    file = Path(__file__).parents[2] / "scripts" / "slurm" / name
+    subprocess.run(["bash", "-n", str(file)], check=True)
+    assert re.search(r"^#SBATCH --requeue$", file.read_text(), re.MULTILINE)
 
 
 @pytest.mark.slow
