@@ -21,7 +21,7 @@ _ANSWER_S = 5.0
 _STORE_BYTES = 2 << 30
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 """How a client of gRPC begins: HTTP/2's preface, and settings without any."""
-_QUIET = {
+_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # without it, a warning at every start
     "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that comes too late must not start a Ray of its own
@@ -60,7 +60,7 @@ def connect(address: str, *, at_once: int) -> Connection:
     """A local Ray gets `at_once` CPUs, and as many judgements with Docker at a time. Raises UserError, also where Ray
     would wait for minutes."""
     check_address(address)
-    for name, value in _QUIET.items():
+    for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     ray = import_ray()
     _keep_standard_output(ray)
