@@ -128,7 +128,8 @@ class ToolsEngine:
     def _drawn(self, requests: list[GenerationRequest]) -> Iterator[Completion]:
         """From an engine that knows its context all at once; from others one by one, since they refuse what is too
         long when they see it."""
-        if not getattr(self._engine, "concurrent", False):
+        knows = getattr(self._engine, "context", None) is not None
+        if knows or not getattr(self._engine, "concurrent", False):
             return self._engine.generate(requests)
         return as_completed(self._alone, requests, workers=min(self._conversations, len(requests)))
 
