@@ -119,8 +119,8 @@ def test_prefix_hit_on_a_running_request(case: Case, measured: Measured) -> None
 
 
 def test_prefix_hit_within_a_step(case: Case, measured: Measured) -> None:
-    """Requests admitted together: vLLM lets the later ones hit blocks that the same step is to compute, up to leaving one
-    token of a prompt (the fourth)."""
+    """Requests admitted together: vLLM lets the later ones hit blocks that the same step computes, and may leave one
+    token of a prompt to read (the fourth)."""
     text = case.texts["long"]
     names = ("long", "long", "sibling")
     asks = [case.ask(name, whole=False) for name in names]
