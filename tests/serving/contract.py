@@ -254,6 +254,29 @@ class ServerContract:
             assert entry.logprob == pytest.approx(max(top.logprob for top in entry.top_logprobs), abs=1e-6)
             assert sum(math.exp(top.logprob) for top in entry.top_logprobs) <= 1 + 1e-6
 
+    def test_log_probabilities_in_streams(self, served: Served) -> None:
+        expected = served.text(Prompt("import os"), 5)
+        pieces = [piece.choices[0] for piece in served.complete("import os", 5, logprobs=1, stream=True)]
+        assert "".join(piece.text for piece in pieces) == expected
+        assert sum(len(piece.logprobs.token_logprobs) for piece in pieces if piece.logprobs) == 5
+        chat = served.client.chat.completions.create(
+            model=NAME,
+            messages=[{"role": "user", "content": "hello"}],
+            max_tokens=5,
+            temperature=0,
+            logprobs=True,
+            stream=True,
+        )
+        told = [piece.choices[0] for piece in chat]
+        tokens = [entry.token for one in told if one.logprobs for entry in one.logprobs.content or ()]
+        assert "".join(one.delta.content or "" for one in told) == "".join(tokens)
+        assert len(tokens) == 5
+
+    def test_an_echo_puts_the_prompt_before_the_text(self, served: Served) -> None:
+        choice = served.complete("import os", 5, echo=True).choices[0]
+        assert choice.text == "import os" + served.text(Prompt("import os"), 5)
+        assert choice.logprobs is None
+
     def test_log_likelihoods_for_our_own_engine(self, served: Served) -> None:
         requests = [
             LoglikelihoodRequest(f"{context}|{text}", context, text)
