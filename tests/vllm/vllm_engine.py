@@ -11,6 +11,7 @@ scheduled and how many rows went through one linear layer of the model, call by 
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -88,6 +89,7 @@ class Engine:
             "max_logprobs": -1,
             "disable_log_stats": False,
         }
+        gc.freeze()  # vLLM collects garbage five times as it starts: over all that is imported, that takes seconds
         self.llm = LLM(str(folder), **{**defaults, **options})
         self.core = self.llm.llm_engine.engine_core.engine_core
         self.scheduler = self.core.scheduler
