@@ -15,19 +15,17 @@ HERE = Path(__file__).parent
 sys.path.extend(str(HERE.parent / folder) for folder in ("cluster", "eval", "benchmarks"))
 
 
-from toy_cluster import SMALL  # noqa: E402  (the path comes first)
+from ray_nodes import started  # noqa: E402  (the path comes first)
+from toy_cluster import SMALL  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The cluster; this process is connected to it. Machines may be added, and removed again."""
     pytest.importorskip("ray", reason="needs ray: pip install 'plt-eval[ray]'")
-    from ray.cluster_utils import Cluster
-
     from plt_eval.cluster.connection import connect
 
-    made = Cluster(initialize_head=True, head_node_args={**SMALL, "include_dashboard": False})
-    made.add_node(**SMALL)
+    made = started(SMALL, SMALL)
     folder = Path.cwd()
     os.chdir(tmp_path_factory.mktemp("cwd"))  # Ray adds the working directory to where machines import from
     connection = connect(made.address, at_once=1)

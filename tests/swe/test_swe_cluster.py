@@ -17,6 +17,10 @@ import pytest
 from mini import HANGING, WRONG, Cli, Instance, write_rows
 from scripted import ScriptedServer
 
+sys.path.append(str(Path(__file__).parents[1] / "cluster"))
+
+from ray_nodes import started
+
 from plt_eval.store import Run, list_runs
 from plt_eval.swe.containers import LABEL
 
@@ -100,12 +104,9 @@ def test_multi_swe_bench_and_an_agents_patch_are_judged_there(
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Two machines, each with a place for Docker, and a head that does not judge."""
-    from ray.cluster_utils import Cluster
-
-    head = {"num_cpus": 0, "object_store_memory": 80 << 20, "include_dashboard": False}
-    made = Cluster(initialize_head=True, head_node_args=head)
-    for _ in range(2):
-        made.add_node(num_cpus=1, object_store_memory=80 << 20, resources={"docker": 1})
+    store = {"object_store_memory": 80 << 20}
+    judge = {"num_cpus": 1, "resources": {"docker": 1}, **store}
+    made = started({"num_cpus": 0, **store}, judge, judge)
     yield made
     made.shutdown()
 
