@@ -24,10 +24,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "attention_bias": True,
         "head_dim": 16,
     },
-    "no scales, one key head, tied, wide window, odd heads": {
+    "no scale of the embeddings, one key head, tied, wide window, odd heads": {
         "plt_num_loops": 4,
         "plt_emb_scale": None,
-        "plt_hidden_scale": None,
+        "plt_hidden_scale": 0.4,
         "num_key_value_heads": 1,
         "tie_word_embeddings": True,
         "plt_window_size": [40, 0],
