@@ -56,6 +56,8 @@ def weights(settings: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor]:
             noise = 1 + 0.3 * noise
         elif noise.dim() == 2 and "embed" not in name:
             noise = 1.1 * noise / noise.shape[1] ** 0.5
+        elif "embed" in name and settings.get("tie_word_embeddings"):
+            noise = 0.2 * noise  # they are the head's weights, too: logits of its usual size
         made[name] = noise.bfloat16().float()
     return made
 
