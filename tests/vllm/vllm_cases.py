@@ -44,7 +44,7 @@ SHAPE: dict[str, Any] = {
 }
 
 
-def weights(settings: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor]:
+def weights(settings: Mapping[str, Any], seed: int = 0, gain: float = 1.1) -> dict[str, Tensor]:
     """Random weights, bf16 numbers in float32, large enough in every part (gates, biases and norms too) for a slip to
     show, and not so large that float32's rounding would grow over the passes: plt_model itself is off by 5e-6."""
     model = PLTForCausalLM(PLTConfig(**settings))
@@ -55,9 +55,9 @@ def weights(settings: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor]:
         if "norm" in name:
             noise = 1 + 0.3 * noise
         elif noise.dim() == 2 and "embed" not in name:
-            noise = 1.1 * noise / noise.shape[1] ** 0.5
+            noise = gain * noise / noise.shape[1] ** 0.5
         elif "embed" in name and settings.get("tie_word_embeddings"):
-            noise = 0.2 * noise  # they are the head's weights, too: logits of its usual size
+            noise = 0.3 * noise  # they are the head's weights, too: logits of its usual size
         made[name] = noise.bfloat16().float()
     return made
 
