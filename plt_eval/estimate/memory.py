@@ -1,20 +1,13 @@
 """Bytes: what weights, sequences and a training process hold.
 
-The in-process engine's slots are those of plt_model.decode (plt_eval.bench.floor has their bytes). vLLM keeps pages:
-
-    pass 0      L layers, all tokens
-    windows     L * (R - 1) layers that keep the last w + 1 tokens
-    carry       c = ceil((R - 1) * D / (2 * G * K)) layers of the windows' kind
-
-    L layers   R passes   w window   D model width   G key/value heads   K head size
-
-and its block manager makes groups of equally many layers of one kind, with layers that hold nothing where a group is
-not full. A page has BLOCK tokens of one layer.
+The in-process engine's slots are those of plt_model.decode (plt_eval.bench.floor has their bytes). vLLM keeps pages of
+BLOCK tokens of one layer, as plt_model.vllm.layout lays them out: those of all tokens, and those of the last ones, for
+windows and carry.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
@@ -24,6 +17,7 @@ from plt_eval.bench.floor import kv_bytes, weight_bytes
 from plt_eval.estimate.shapes import Shape
 from plt_model import PLTConfig
 from plt_model.training.recipe import Recipe
+from plt_model.vllm.layout import PageLayers, recent_blocks
 
 Engine = Literal["session", "vllm"]
 GIB = 1 << 30
@@ -76,29 +70,21 @@ def slot(config: PLTConfig, context: int, dtype: str) -> KVMemory:
     return KVMemory(**kv_bytes(config, slots=1, context=context, dtype=getattr(torch, dtype)))
 
 
-def pages(config: PLTConfig, context: int, dtype: str, tensor_parallel: int = 1) -> KVMemory:
-    """One sequence of vLLM on each of its GPUs, while it decodes."""
+def pages(config: PLTConfig, context: int, dtype: str, tensor_parallel: int = 1, block: int = BLOCK) -> KVMemory:
+    """One sequence of vLLM on each of its GPUs, while it decodes. `block`: tokens of a page."""
     assert config.num_key_value_heads is not None
     assert config.head_dim is not None
     heads = max(1, config.num_key_value_heads // tensor_parallel)
-    page = BLOCK * 2 * heads * config.head_dim * element_size(dtype)
-    full, later = config.num_hidden_layers, config.num_hidden_layers * (config.plt_num_loops - 1)
-    carry = ceil((config.plt_num_loops - 1) * config.hidden_size / (2 * heads * config.head_dim))
-    size, groups = _groups(full, later + carry)
-    blocks, recent = ceil(context / BLOCK), min(ceil(context / BLOCK), ceil((config.window + 1) / BLOCK) + 1)
-    total = size * (blocks + groups * recent) * page
-    held = KVMemory(full * blocks * page, later * recent * page, carry * recent * page)
-    return replace(held, unused=total - held.total)
-
-
-def _groups(full: int, sliding: int) -> tuple[int, int]:
-    """Layers of a group, and how many groups those with a window make: the rule of vLLM's block manager."""
-    if not sliding:
-        return full, 0
-    few, many = sorted((full, sliding))
-    size = many if many < 1.5 * few else few
-    # Full layers that are more than one group's worth would be several groups; a PLT has one: size >= full, or full.
-    return (size, ceil(sliding / size)) if size >= full else (full, ceil(sliding / full))
+    page = block * 2 * heads * config.head_dim * element_size(dtype)
+    layers, blocks = PageLayers.of(config, heads, config.head_dim), ceil(context / block)
+    recent = min(blocks, recent_blocks(config.window, block)) * page
+    carry = layers.each * (config.plt_num_loops - 1)
+    return KVMemory(
+        shared=layers.full * blocks * page,
+        windows=layers.windows * recent,
+        carry=carry * recent,
+        unused=(layers.recent * layers.full - layers.windows - carry) * recent,
+    )
 
 
 def sequence(engine: Engine, config: PLTConfig, context: int, dtype: str, tensor_parallel: int = 1) -> KVMemory:

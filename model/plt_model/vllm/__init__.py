@@ -1,5 +1,6 @@
 """PLT on unmodified vLLM: `vllm serve DIR`, `LLM(DIR)` (how it works and what it takes: docs/vllm.md).
 
+layout      how many layers and blocks of pages a PLT takes
 pages       the KV cache layers that vLLM's block manager sees: the shared one, the windows, the carry
 metadata    a batch's attention metadata, split into decode rows and the rest
 model       the layers, run in one trip for decode rows and in R for the rest

@@ -10,7 +10,6 @@ and restored as theirs are. (vLLM wants exactly one integer in a layer's name.)
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import ceil
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from vllm.v1.attention.backend import AttentionBackend, CommonAttentionMetadata
 from vllm.v1.attention.selector import get_attn_backend
 from vllm.v1.kv_cache_interface import KVCacheSpec, SlidingWindowSpec
 
+from .layout import PageLayers
 from .metadata import BOTH, Part, carry_backend, split_backend
 
 HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -162,9 +162,9 @@ class Carry(nn.Module):
         super().__init__()
         config = vllm_config.model_config.hf_config
         self.width, self.zeroed, self.count = config.hidden_size, zeroed, config.plt_num_loops - 1
-        self.capacity = 2 * groups * padded_head_size(head_dim, vllm_config)
-        self.each = ceil(self.width / self.capacity)
-        windows = 0 if window is None else config.num_hidden_layers * self.count
+        size = padded_head_size(head_dim, vllm_config)
+        layers = PageLayers.of(config, groups, size)
+        self.capacity, self.each = 2 * groups * size, layers.each
         self.pages: Any = nn.ModuleList(
             CarryPages(
                 vllm_config,
@@ -174,7 +174,7 @@ class Carry(nn.Module):
                 head_dim=head_dim,
                 window=1 if window is None else window,
             )
-            for j in range(pages_of_carry(self.each * self.count, windows, config.num_hidden_layers))
+            for j in range(layers.carry)
         )
 
     def places(self, part: Part) -> CarryPlaces:
@@ -213,15 +213,3 @@ class Carry(nn.Module):
 
 CarryPlaces = list[tuple[Place, Place]]
 """For each of the carry's pages where to read and where to write."""
-
-
-def pages_of_carry(needed: int, windows: int, layers: int) -> int:
-    """How many page layers the carry takes: `needed`, or more where that costs nothing and spares the shared cache.
-
-    vLLM cuts all layers into groups of one size and pads the last group of each kind. With somewhat more windowed
-    layers (windows and carry) than full ones it takes the larger number for that size, and pads the full layers, which
-    alone grow with the context. With exactly as many, or half as many more, it does not.
-    """
-    if windows + needed <= layers:
-        return layers - windows
-    return max(needed, ceil(1.5 * layers) - windows)
