@@ -33,7 +33,15 @@ from plt_eval.bench.gates import Gate, allowed, apart, different
 from plt_eval.bench.outcome import Outcome, Row, Setup, against, in_words, run_configuration, steps_of
 from plt_eval.bench.rounds import Job, Timed
 from plt_eval.bench.subjects import Family, prompt
-from plt_eval.engines.vllm_start import check_installed, cpu_kv_bytes, end, installed_version, start, threads_kept
+from plt_eval.engines.vllm_start import (
+    check_installed,
+    cpu_kv_bytes,
+    end,
+    give_memory_back,
+    installed_version,
+    start,
+    threads_kept,
+)
 from plt_model import PLTForCausalLM
 
 KINDS = {"one": "R={loops}", "each": "R={loops}, trips"}
@@ -180,6 +188,8 @@ class VLLMSubject:
             finally:
                 llm, subject.llm = subject.llm, None
                 end(llm)
+                del llm
+                give_memory_back()
 
     # --- a round --------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from plt_eval.engines.checkpoint import Checkpoint, pick_dtype
 from plt_eval.engines.hf_prompts import Job, StopCheck
 from plt_eval.engines.openai import derived_seed
 from plt_eval.engines.vllm_start import check_installed, computes_on, cpu_kv_bytes, installed_version, start
-from plt_eval.engines.vllm_steps import STOPS_EVERY, Asked, Steps, Written
+from plt_eval.engines.vllm_steps import CLOSED, STOPS_EVERY, Asked, Steps, Written
 from plt_eval.errors import UserError
 from plt_model.loading import CheckpointError, check_fit, read_config
 from plt_model.modeling_plt import set_loops
@@ -86,6 +86,7 @@ class VLLMEngine:
         self._options = self._vllm_options(batch_size, compile, gpu_memory_utilization, additional_config)
         self._starting = threading.Lock()
         self._steps: Steps | None = None
+        self._closed = False
 
     # --- which model ----------------------------------------------------------------------------------
 
@@ -159,8 +160,10 @@ class VLLMEngine:
 
     @property
     def steps(self) -> Steps:
-        """vLLM itself, started when it is first asked for."""
+        """vLLM itself, started when it is first asked for. Raises RuntimeError when the engine is closed."""
         with self._starting:
+            if self._closed:
+                raise RuntimeError(CLOSED)
             if self._steps is None:
                 facts = self.facts()
                 self.notify(f"starting vLLM {facts['vllm']} on {facts['device']}")
@@ -245,6 +248,7 @@ class VLLMEngine:
     def close(self) -> None:
         """End vLLM, and give its memory back."""
         with self._starting:
+            self._closed = True
             if self._steps is not None:
                 self._steps.close()
                 self._steps = None

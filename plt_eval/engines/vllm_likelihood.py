@@ -49,12 +49,22 @@ def score(steps: Steps, requests: Iterable[tuple[str, list[int], list[int]]]) ->
     again = []
     for written in steps.run([_asked(item, cached=True) for item in ordered]):
         item = scored[written.asked.key]
-        if (written.output.num_cached_tokens or 0) >= len(item.context):
+        if _lacks(item, written):
             again.append(item)
         else:
             yield _likelihood(item, written)
     for written in steps.run([_asked(item, cached=False) for item in again]):
         yield _likelihood(scored[written.asked.key], written)
+
+
+def _lacks(item: _Item, written: Written) -> bool:
+    """Whether a hit reaches into the continuation: at the start, or of a request that was preempted while it was read
+    (rows are then missing at the front)."""
+    inner = len(item.continuation) - 1
+    if not inner:
+        return False
+    cached, rows = written.output.num_cached_tokens or 0, written.output.prompt_logprobs
+    return cached >= len(item.context) or len(rows) <= inner
 
 
 def _asked(item: _Item, *, cached: bool) -> Asked:

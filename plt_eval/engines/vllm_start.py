@@ -3,6 +3,8 @@
 check_installed(notify)                    # UserError where it is missing
 llm = start(model="models/tiny-r2/model", max_model_len=-1, ...)      # vllm.LLM's own options
 end(llm)
+del llm
+give_memory_back()
 
 vLLM reads its environment once, when it is imported; what a user has set there stays as it is.
 """
@@ -121,11 +123,14 @@ def start(*, is_plt: bool, **options: Any) -> Any:
 
 
 def end(llm: Any) -> None:
-    """Stop its workers and give back its memory; the caller must hold no other reference."""
+    """Stop it and its workers. Its memory is given back when nobody holds it any more: see give_memory_back."""
+    llm.llm_engine.engine_core.shutdown()
+
+
+def give_memory_back() -> None:
+    """What an ended vLLM, held by nobody, has left: its memory, and its part in torch.distributed."""
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    llm.llm_engine.engine_core.shutdown()
-    del llm
     cleanup_dist_env_and_memory()
 
 

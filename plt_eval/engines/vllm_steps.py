@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from plt_eval.engines.hf_prompts import StopCheck
-from plt_eval.engines.vllm_start import end, threads_kept
+from plt_eval.engines.vllm_start import end, give_memory_back, threads_kept
 
 STOPS_EVERY = 8
 """New tokens between two looks for stop strings. A look costs tens of microseconds; what is written past a stop string
@@ -28,6 +28,8 @@ until then is thrown away."""
 
 CLOSING_S = 60.0
 """How long the step under way may take to end when the engine is closed, in seconds."""
+
+CLOSED = "the engine is closed"
 
 R = TypeVar("R")
 
@@ -74,6 +76,8 @@ class Steps:
         self._waiting: deque[tuple[str, _Live]] = deque()
         self._running: dict[str, _Live] = {}
         self._broken: BaseException | None = None
+        self._gate = threading.Lock()
+        self._over = False
         self._llm: Any = None
         started: Future[None] = Future()
         self._thread = threading.Thread(target=self._serve, args=(started,), name="vllm", daemon=True)
@@ -88,10 +92,13 @@ class Steps:
     # --- for anybody ----------------------------------------------------------------------------------
 
     def run(self, asked: Sequence[Asked]) -> Iterator[Written]:
-        """Each when it ends. What has not ended when the iterator is closed is given up. Raises what vLLM raises."""
+        """Each when it ends. What has not ended when the iterator is closed is given up. Raises what vLLM raises, and
+        RuntimeError when the engine is closed."""
+        if not asked:
+            return
         outbox: queue.SimpleQueue[Written | BaseException] = queue.SimpleQueue()
         named = {next(self._names): _Live(one, outbox) for one in asked}
-        self._inbox.put(lambda: self._take(named))
+        self._tell(lambda: self._take(named))
         try:
             for _ in range(len(named)):
                 result = outbox.get()
@@ -102,7 +109,7 @@ class Steps:
             self._inbox.put(lambda: self._give_up(named))
 
     def call(self, work: Callable[[Any], R]) -> R:
-        """work(llm), between two steps, in the thread that owns it."""
+        """work(llm), between two steps, in the thread that owns it. Raises RuntimeError when the engine is closed."""
         future: Future[R] = Future()
 
         def told() -> None:
@@ -111,13 +118,19 @@ class Steps:
             except BaseException as error:  # handed to who asked
                 future.set_exception(error)
 
-        self._inbox.put(told)
+        self._tell(told)
         return future.result()
 
     def close(self) -> None:
-        """End the engine when its step has ended."""
+        """End the engine when its step has ended. Who still waits for it gets a RuntimeError."""
         self._inbox.put(None)
         self._thread.join(CLOSING_S)
+
+    def _tell(self, work: Callable[[], object]) -> None:
+        with self._gate:
+            if self._over:
+                raise RuntimeError(CLOSED)
+            self._inbox.put(work)
 
     # --- in the thread --------------------------------------------------------------------------------
 
@@ -132,8 +145,10 @@ class Steps:
             started.set_result(None)
             while self._hear():
                 self._step()
-            llm, self._llm = self._llm, None
-            end(llm)
+            self._refuse_the_rest()
+            end(self._llm)
+            self._llm = None
+            give_memory_back()
 
     def _hear(self) -> bool:
         """Do what was asked for; with nothing to step, wait for it. False when it is over."""
@@ -146,6 +161,16 @@ class Steps:
             if told is None:
                 return False
             told()
+
+    def _refuse_the_rest(self) -> None:
+        """Nobody may wait for what will not come."""
+        with self._gate:
+            self._over = True
+        self._fail(RuntimeError(CLOSED))
+        while not self._inbox.empty():
+            told = self._inbox.get()
+            if told is not None:
+                told()
 
     def _take(self, named: dict[str, _Live]) -> None:
         if self._broken is not None:
@@ -165,11 +190,15 @@ class Steps:
             for output in self._llm.llm_engine.step():
                 self._read(output)
         except Exception as error:
-            self._broken = error
-            for live in (*self._running.values(), *(live for _, live in self._waiting)):
-                live.outbox.put(error)
-            self._running.clear()
-            self._waiting.clear()
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """Whoever waits, and whoever asks from here on, gets the error."""
+        self._broken = error
+        for live in (*self._running.values(), *(live for _, live in self._waiting)):
+            live.outbox.put(error)
+        self._running.clear()
+        self._waiting.clear()
 
     def _seat(self) -> None:
         """Give vLLM as many as it works on at a time: what waits there would only count as time of its own."""
