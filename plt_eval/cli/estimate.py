@@ -71,7 +71,7 @@ def evaluation(
         int | None, typer.Option(min=1, max=10**8, help="Tokens of an answer; of an agent, of a turn.")
     ] = None,
     characters_per_token: Annotated[
-        float | None, typer.Option(min=0.1, max=1000, help="Of the tokenizer (bytes: 1).")
+        float | None, typer.Option(min=0.1, max=1000, help="Of the tokenizer (default: --model's own; bytes: 1).")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, max=10**6, help="Turns of an agent an instance.")] = None,
     observation_tokens: Annotated[
@@ -128,6 +128,7 @@ def evaluation(
     from plt_eval.estimate.constants import load_constants
     from plt_eval.estimate.evaluation import Plan, estimate_run
     from plt_eval.estimate.report import print_runs, runs_json
+    from plt_eval.estimate.tokens import tokens_of
     from plt_eval.estimate.workload import Asked, workloads
 
     if calibrate:
@@ -138,7 +139,7 @@ def evaluation(
     chosen = _shape(model, shape, params)
     asked = Asked(
         suite, instances, samples, prompt_tokens, new_tokens, steps, observation_tokens, tool_seconds, judge_seconds,
-        characters_per_token,
+        characters_per_token, tokens_of(model) if model is not None and suite is not None else None,
     )  # fmt: skip
     if suite is None and prompt_tokens is None and context is not None and new_tokens is not None:
         if context <= new_tokens:

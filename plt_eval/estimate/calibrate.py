@@ -1,7 +1,8 @@
 """The measurements of this machine's CPU, in less than a minute: `plt-eval estimate --calibrate`.
 
-Real parts at two shapes of random weights: decode sessions, prompts, training steps, and the start of a process. What
-estimates for --gpu cpu rest on from then on. On a machine that others use it measures what they leave.
+Real parts at two shapes of random weights: decode sessions, prompts, training steps, and the start of a process; Muon's
+step at two matrices. What estimates for --gpu cpu rest on from then on. On a machine that others use it measures what
+they leave.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from plt_eval.bench.floor import measure_bandwidth
 from plt_eval.bench.progress import BenchProgress
 from plt_eval.bench.subjects import Family, prompt
 from plt_eval.bench.train import RATE, loss
-from plt_eval.estimate.constants import Measured, Point, Range, calibration_file
+from plt_eval.estimate.constants import Measured, MuonPoint, Point, Range, calibration_file
 from plt_eval.journal import write_atomically
 from plt_eval.provenance import hardware
 from plt_model.decode.prefill import read_prompt
@@ -30,9 +31,11 @@ Clock = Callable[[], float]
 SHAPES, LOOPS, BATCHES = ("small", "medium"), (1, 2, 4), (1, 8)
 SHORT, LONG, PROMPT = 2, 10, 32
 """New tokens of two runs of a session: a step is a part of their difference. Tokens of their prompts."""
-READ = {"small": 256, "medium": 256}
+READ = {"small": (32, 256), "medium": (256,)}
 TRAINED = {"small": (8, 128), "medium": (1, 128)}
 """(batch, length) of a training step."""
+MUON = (64, 256)
+"""Sides of square matrices for Muon."""
 TRIES = 2
 MATRIX = 1024
 ENGINE = "import plt_eval.engines.hf, plt_eval.runner, plt_benchmarks.registry"
@@ -43,7 +46,7 @@ def calibrate(console: Console, *, clock: Clock = time.perf_counter) -> Measured
     cpu = torch.device("cpu")
     began = datetime.now(UTC)
     with BenchProgress(console, "calibrate") as progress, torch.random.fork_rng(devices=[]):
-        progress.expect(len(SHAPES) * len(LOOPS) * (len(BATCHES) + 2) + 3)
+        progress.expect(len(SHAPES) * len(LOOPS) * (len(BATCHES) + 2) + 4)
         bandwidth = measure_bandwidth(cpu, clock=clock).bytes_per_second
         progress.did("the memory")
         flops = _matrix_product(clock)
@@ -56,10 +59,12 @@ def calibrate(console: Console, *, clock: Clock = time.perf_counter) -> Measured
                 for batch in BATCHES:
                     decode.append(_decode(family, name, loops, batch, clock))
                     progress.did(f"decoding, {name} R={loops}")
-                prefill.append(_prefill(family, name, loops, clock))
+                prefill += [_prefill(family, name, loops, length, clock) for length in READ[name]]
                 progress.did(f"reading, {name} R={loops}")
                 train.append(_train(family, name, loops, clock))
                 progress.did(f"training, {name} R={loops}")
+        muon = tuple(MuonPoint(rows=side, columns=side, seconds=_muon(side, clock)) for side in MUON)
+        progress.did("Muon")
         starts = sorted(_timed(_start, clock) for _ in range(TRIES))
         progress.did("starts")
     here = hardware()
@@ -73,6 +78,7 @@ def calibrate(console: Console, *, clock: Clock = time.perf_counter) -> Measured
         decode=tuple(decode),
         prefill=tuple(prefill),
         train=tuple(train),
+        muon=muon,
         start=Range(low=starts[0], middle=starts[(TRIES - 1) // 2], high=starts[-1]),
     )
     path = calibration_file()
@@ -117,10 +123,10 @@ def _decode(family: Family, name: str, loops: int, batch: int, clock: Clock) -> 
     return _point(name, loops, batch, PROMPT + (SHORT + LONG) // 2, times)
 
 
-def _prefill(family: Family, name: str, loops: int, clock: Clock) -> Point:
-    model, ids = family.model(loops), prompt(READ[name], family.config.vocab_size, seed=0)
+def _prefill(family: Family, name: str, loops: int, length: int, clock: Clock) -> Point:
+    model, ids = family.model(loops), prompt(length, family.config.vocab_size, seed=0)
     read_prompt(model, ids)
-    return _point(name, loops, 1, READ[name], [_timed(lambda: read_prompt(model, ids), clock) for _ in range(TRIES)])
+    return _point(name, loops, 1, length, [_timed(lambda: read_prompt(model, ids), clock) for _ in range(TRIES)])
 
 
 def _train(family: Family, name: str, loops: int, clock: Clock) -> Point:
@@ -135,6 +141,14 @@ def _train(family: Family, name: str, loops: int, clock: Clock) -> Point:
 
     step()
     return _point(name, loops, batch, length, [_timed(step, clock) for _ in range(TRIES)])
+
+
+def _muon(side: int, clock: Clock) -> float:
+    matrix = torch.nn.Parameter(torch.ones(side, side))
+    matrix.grad = torch.eye(side)
+    optimizer = torch.optim.Muon([matrix], adjust_lr_fn="match_rms_adamw")
+    optimizer.step()
+    return min(_timed(optimizer.step, clock) for _ in range(TRIES))
 
 
 def _start() -> None:

@@ -69,6 +69,14 @@ class Point(_Record):
     high: float | None = None
 
 
+class MuonPoint(_Record):
+    """Seconds of Muon's step for one matrix."""
+
+    rows: int
+    columns: int
+    seconds: float = Field(gt=0)
+
+
 class Measured(_Record):
     """All of one machine. `bandwidth` and `flops` are what times are compared with: a GPU's data sheet, or what a CPU
     did on one long array and one large matrix product. `start`: from the command to the first token."""
@@ -84,16 +92,24 @@ class Measured(_Record):
     decode: tuple[Point, ...]
     prefill: tuple[Point, ...]
     train: tuple[Point, ...]
+    muon: tuple[MuonPoint, ...] = ()
     start: Range
 
 
 class TextRecord(_Record):
-    """Problems of a suite, characters of its mean prompt and gold answer, and the most tokens of an answer."""
+    """Problems of a suite, characters of its mean prompt and gold answer, and the most tokens of an answer. `plain` is
+    what a model without a chat template is given, and how it goes on."""
 
     problems: int
     prompt: int
     gold: int | None
+    plain_prompt: int
+    plain_gold: int | None
     limit: int
+
+    def characters(self, *, chat: bool) -> tuple[int, int | None]:
+        """Of the prompt and the gold answer, for models with a chat template or without."""
+        return (self.prompt, self.gold) if chat else (self.plain_prompt, self.plain_gold)
 
 
 class Known(_Record):
@@ -110,9 +126,10 @@ class Texts(_Record):
 
 
 class Judging(_Record):
-    """Processor seconds of judging one answer."""
+    """Processor seconds of judging one answer, and, once on each machine, of running the problem's own solution."""
 
     cpu_seconds: Range
+    first: Range = Range.exactly(0)
     source: str
     assumed: bool = False
 
@@ -140,6 +157,8 @@ class Agents(_Record):
 
 
 class Constants(_Record):
+    trainer: Known
+    """Seconds that a training step takes besides the step itself: transformers' Trainer and a line of the log."""
     devices: dict[str, DeviceRecord]
     measured: dict[str, Measured]
     texts: Texts
@@ -177,6 +196,7 @@ __all__ = [
     "Judging",
     "Known",
     "Measured",
+    "MuonPoint",
     "Point",
     "Range",
     "TextRecord",

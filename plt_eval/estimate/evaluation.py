@@ -29,6 +29,7 @@ from plt_eval.estimate.shapes import Shape
 from plt_eval.estimate.speed import Speed
 from plt_eval.estimate.workload import Workload
 from plt_eval.swe.containers import KeepImages, disk_of_images
+from plt_model.decode.prefill import SIDE_BY_SIDE
 
 VLLM_SEQUENCES = ((70 * GIB, 1024), (0, 256))
 """vLLM's own default of sequences at a time, by a GPU's memory (0.32)."""
@@ -263,19 +264,28 @@ def _times(
     held = min(prompt + new / 2, growing) if not work.agent else (min(prompt, growing) + growing) / 2
     step = plan.speed.step(plan.shape, loops, batch, held, plan.dtype, scenario=scenario, share=parallel)
     read = _tokens_read(work, plan, growing, scenario)
-    one_read = plan.speed.prefill(
-        plan.shape, loops, max(1, round(min(read, held))), plan.dtype, scenario=scenario, share=parallel
+    together = _read_together(plan, prompt, batch, scenario) if not work.agent else 1
+    one = max(1, round(min(read, held)))
+    one_read = (
+        read
+        / one
+        * plan.speed.prefill(plan.shape, loops, one, plan.dtype, scenario=scenario, share=parallel, together=together)
     )
-    reading = share * one_read * read / max(1, round(min(read, held)))
-    decoding = share * steps * new / batch * step
+    reading = share * one_read
+    decoding = share * steps * max(0.0, new - 1) / batch * step  # reading a prompt gives the first token
     waiting = share / batch * steps * work.tool.scenario(scenario)
     say(f"a replica's share: {share:,} answers, {batch} at a time, {steps:g} x {new:,.0f} new tokens each")
     say(f"a decoding step at {held:,.0f} tokens of context: {1000 * step:.3g} ms; in all {decoding:,.1f} s")
-    say(f"tokens to read an answer: {read:,.0f}, {1000 * one_read * read / max(1, round(min(read, held))):,.3g} ms; "
-        f"in all {reading:,.1f} s")  # fmt: skip
+    say(f"tokens to read an answer: {read:,.0f}, {1000 * one_read:,.3g} ms; in all {reading:,.1f} s")
     if waiting:
         say(f"waiting for commands: {waiting:,.1f} s")
     return _Times(decoding + reading + waiting, step)
+
+
+def _read_together(plan: Plan, prompt: float, batch: int, scenario: int) -> int:
+    """Short prompts that are read side by side, when slots become free at the same time; at the high end none do."""
+    positions = SIDE_BY_SIDE["cpu" if plan.on_cpu else "cuda"]
+    return 1 if scenario == 2 else max(1, min(batch, int(positions // max(1.0, prompt))))
 
 
 def _tokens_read(work: Workload, plan: Plan, growing: float, scenario: int) -> float:

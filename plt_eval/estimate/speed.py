@@ -12,15 +12,17 @@ measurements over what was fitted give the range.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from plt_eval.estimate.constants import DeviceRecord, Measured, Point, Range
+from plt_eval.estimate.constants import DeviceRecord, Measured, MuonPoint, Point, Range
 from plt_eval.estimate.memory import element_size, slot, weights_read
 from plt_eval.estimate.shapes import Shape
 from plt_model.training.flops import forward_flops, training_flops
+from plt_model.training.optimizers import is_matrix_of_a_layer
 
 Row = tuple[float, ...]
 
@@ -41,7 +43,7 @@ class Fit:
         return (self.low, 1.0, self.high)[scenario]
 
 
-def fit(rows: list[Row], points: tuple[Point, ...], *, first_at_least: float = 0.0) -> Fit:
+def fit(rows: Sequence[Row], points: Sequence[Point | MuonPoint], *, first_at_least: float = 0.0) -> Fit:
     """Least squares of relative errors over coefficients that are not negative; the first has a floor of its own."""
     scaled = np.array([np.array(row) / point.seconds for row, point in zip(rows, points, strict=True)])
     wanted = 1.0 - first_at_least * scaled[:, 0]
@@ -55,9 +57,13 @@ def fit(rows: list[Row], points: tuple[Point, ...], *, first_at_least: float = 0
                 best[list(chosen)], error = found, left
     best[0] += first_at_least
     fitted = [point.seconds * float(row @ best) for row, point in zip(scaled, points, strict=True)]
-    lows = [(point.low or point.seconds) / value for point, value in zip(points, fitted, strict=True)]
-    highs = [(point.high or point.seconds) / value for point, value in zip(points, fitted, strict=True)]
+    lows = [(_end(point, "low") / value) for point, value in zip(points, fitted, strict=True)]
+    highs = [(_end(point, "high") / value) for point, value in zip(points, fitted, strict=True)]
     return Fit(tuple(map(float, best)), min(1.0, *lows), max(1.0, *highs))
+
+
+def _end(point: Point | MuonPoint, name: str) -> float:
+    return float(getattr(point, name, None) or point.seconds)
 
 
 @dataclass(frozen=True)
@@ -76,10 +82,21 @@ class Speed:
         work = [prompt_flops(Shape.named(p.shape), p.loops, p.context) * p.batch for p in points]
         return fit(_work_rows(work, points, self.measured.flops), points)
 
-    def prefill(self, shape: Shape, loops: int, length: int, dtype: str, *, scenario: int = 1, share: int = 1) -> float:
-        """Seconds of reading one prompt of `length` tokens on `share` GPUs together."""
+    def prefill(
+        self,
+        shape: Shape,
+        loops: int,
+        length: int,
+        dtype: str,
+        *,
+        scenario: int = 1,
+        share: int = 1,
+        together: int = 1,
+    ) -> float:
+        """Seconds of reading one prompt of `length` tokens, of `together` read side by side, on `share` GPUs."""
         peak = self.device.flops * element_size(self.measured.prefill[0].dtype) / element_size(dtype)
-        row = prompt_flops(shape, loops, length) / peak / share, loops * shape.at(1).num_hidden_layers
+        passes = loops * shape.at(1).num_hidden_layers / together
+        row = prompt_flops(shape, loops, length) / peak / share, passes
         return self.reading(row) * self.reading.spread(scenario)
 
     def rate(self, dtype: str) -> float:
@@ -122,6 +139,18 @@ class Speed:
         work = [training_flops(Shape.named(p.shape).at(p.loops), p.context) * p.batch * p.context for p in points]
         return fit(_work_rows(work, points, self.measured.flops), points)
 
+    def muon(self, shape: Shape) -> float | None:
+        """Seconds of Muon's step for the layers' matrices: q + p FLOPs each; None where it was not measured."""
+        points = self.measured.muon
+        if not points:
+            return None
+        rows = [(1.0, _muon_flops(point.rows, point.columns)) for point in points]
+        sizes = [
+            weight.shape for name, weight in shape.model(1).named_parameters() if is_matrix_of_a_layer(name, weight)
+        ]
+        each = fit(rows, points)
+        return sum(each((1.0, _muon_flops(*size))) for size in sizes)
+
     def utilisation(self) -> Range:
         """Share of the peak in training, of the model's own FLOPs: not measured at the size of interest, so between
         what the small model reached in training and what the large one reached in reading prompts."""
@@ -153,6 +182,12 @@ def roofs(
     one = slot(shape.at(loops), max(1, round(context)), dtype).total
     reads = weights_read(shape, loops, dtype) + batch * one
     return reads / bandwidth, step_flops(shape, loops, batch, context) / rate
+
+
+def _muon_flops(rows: int, columns: int) -> float:
+    """Of five steps of Newton and Schulz: three products each."""
+    few, many = sorted((rows, columns))
+    return 5 * (4.0 * few * few * many + 2.0 * few**3)
 
 
 def _work_rows(work: list[float], points: tuple[Point, ...], peak: float) -> list[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from plt_eval.errors import UserError
-from plt_eval.estimate.constants import Range
+from plt_eval.estimate.constants import Range, load_constants
 from plt_eval.estimate.memory import GIB, TrainingMemory, training_memory
 from plt_eval.estimate.shapes import Shape
 from plt_eval.estimate.speed import Speed
@@ -98,12 +98,18 @@ def _step_seconds(plan: TrainingPlan, shape: Shape, loops: int, flops: float) ->
         return Range.exactly(flops / (peak * plan.utilisation))
     if plan.on_cpu:
         row = flops / peak, loops * shape.at(1).num_hidden_layers
-        middle = speed.training(row)
-        return Range(low=middle * speed.training.low, middle=middle, high=middle * speed.training.high)
+        middle, besides = speed.training(row), load_constants().trainer.value + _muon(plan, shape)
+        low, high = (middle * end + besides for end in (speed.training.low, speed.training.high))
+        return Range(low=low, middle=middle + besides, high=high)
     again = 4 / 3 if plan.recipe.gradient_checkpointing else 1.0
     reached = speed.utilisation()
     low, middle, high = (again * flops / (peak * share) for share in (reached.high, reached.middle, reached.low))
     return Range(low=low, middle=middle, high=high)
+
+
+def _muon(plan: TrainingPlan, shape: Shape) -> float:
+    """Seconds a step, where the recipe has it and it was measured."""
+    return (plan.speed.muon(shape) or 0.0) if plan.recipe.optimizer.kind == "muon" else 0.0
 
 
 def _traffic(plan: TrainingPlan, shape: Shape, loops: int, turns: int) -> int:
@@ -130,6 +136,9 @@ def _notes(plan: TrainingPlan, shape: Shape) -> list[str]:
                 f"training was measured with {largest / 1e6:.0f}M parameters only: from its utilisation to that of "
                 "reading prompts with 7B; measure some steps and give --utilisation"
             )
+    if plan.recipe.optimizer.kind == "muon" and plan.utilisation is None and not plan.speed.measured.muon:
+        again = ": run --calibrate again" if plan.on_cpu else ""
+        notes.append(f"Muon's own work is not in the times: it was not measured there{again}")
     if not plan.speed.device.own:
         notes.append(f"times on {plan.speed.device.name} are extrapolated by the data sheets")
     if plan.world > 1:

@@ -1,7 +1,7 @@
 """What is asked: how many answers, how long, and what judging one takes. Each a range, each replaced by an option.
 
-A suite says how many problems it has, how long its prompts are (measured over its rows) and how long an answer may be.
-What a model really writes is not known: from the gold answers' length (low) to the limit (high).
+A suite says how many problems it has, how long its prompts and gold answers are (measured over its rows) and how long
+an answer may be. What a model really writes is not known: about as much as the gold answers, up to the limit (high).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from plt_benchmarks.protocols import SuiteError
 from plt_benchmarks.registry import get_suite
 from plt_eval.errors import UserError
 from plt_eval.estimate.constants import AgentSuite, Constants, Range, TextRecord
+from plt_eval.estimate.tokens import Tokens
 
 FAMILIES = {"cruxeval-": "cruxeval", "bigcodebench": "bigcodebench", "multilingual": "multilingual", "tools": "tools"}
 """Suites judged alike, by how their names begin."""
@@ -31,6 +32,16 @@ class Asked:
     tool_seconds: float | None = None
     judge_seconds: float | None = None
     characters_per_token: float | None = None
+    tokens: Tokens | None = None
+    """The model's own, where there is one; without it, a chat model's."""
+
+    def per_token(self, constants: Constants) -> tuple[float, str]:
+        """Characters a token, and where that is from."""
+        if self.characters_per_token is not None:
+            return self.characters_per_token, "given"
+        if self.tokens is not None:
+            return self.tokens.characters_per_token, self.tokens.source
+        return constants.texts.characters_per_token.value, constants.texts.characters_per_token.source
 
 
 @dataclass(frozen=True)
@@ -116,16 +127,18 @@ def _of_suite(name: str, problems: int, asked: Asked, constants: Constants) -> W
         return _of_agents(name, agents, asked, constants)
     texts = _texts(name, asked, constants)
     _refuse_agents_options(asked, agent=False)
-    per_token = asked.characters_per_token or constants.texts.characters_per_token.value
+    per_token, told = asked.per_token(constants)
     prompt, prompt_source = _given(asked.prompt_tokens), "given"
     new, new_source = _given(asked.new_tokens), "given"
-    if prompt is None:
-        assert texts is not None
-        prompt = Range.exactly(texts.prompt / per_token)
-        prompt_source = f"{texts.prompt} characters (mean of the suite's rows), {per_token:g} a token"
-    if new is None:
-        assert texts is not None
-        new, new_source = _writing(texts, per_token)
+    if texts is not None:
+        characters, gold = texts.characters(chat=asked.tokens is None or asked.tokens.chat)
+        if prompt is None:
+            prompt = Range.exactly(characters / per_token)
+            prompt_source = f"{characters} characters (mean of the suite's rows), {per_token:.3g} a token ({told})"
+        if new is None:
+            new, new_source = _writing(gold, texts.limit, per_token)
+    assert prompt is not None
+    assert new is not None
     judging, judging_source = _judging(name, asked, constants)
     count = asked.instances or (texts.problems if texts is not None else problems)
     if not count:
@@ -162,14 +175,15 @@ def _texts(name: str, asked: Asked, constants: Constants) -> TextRecord | None:
     return found
 
 
-def _writing(texts: TextRecord, per_token: float) -> tuple[Range, str]:
-    if texts.gold is None:
-        low, why = texts.limit / 10, "a tenth of the limit (assumed)"
+def _writing(gold: int | None, limit: int, per_token: float) -> tuple[Range, str]:
+    """Tokens of an answer, the one that ends it included, of which gold ones have `gold` characters."""
+    if gold is None:
+        low = max(1.0, limit / 10)
+        middle, why = (low * limit) ** 0.5, "a tenth of the limit (assumed)"
     else:
-        low, why = min(texts.gold / per_token, texts.limit), "the gold answers' mean length"
-    low = max(1.0, low)
-    middle = (low * texts.limit) ** 0.5
-    return Range(low=low, middle=middle, high=texts.limit), f"from {why} to the suite's limit of {texts.limit}"
+        middle = min(gold / per_token + 1, limit)
+        low, why = max(1.0, middle / 2), "half of the gold answers' mean length, their length in the middle,"
+    return Range(low=low, middle=middle, high=limit), f"from {why} to the suite's limit of {limit}"
 
 
 def _judging(name: str, asked: Asked, constants: Constants) -> tuple[Range, str]:
@@ -179,12 +193,14 @@ def _judging(name: str, asked: Asked, constants: Constants) -> tuple[Range, str]
     found = constants.judging.get(family)
     if found is None:
         return Range.exactly(0), "not known here, taken as nothing: --judge-seconds"
-    return found.cpu_seconds, found.source
+    cpu, first = found.cpu_seconds, found.first
+    ends = [cpu.scenario(i) + first.scenario(i) / asked.samples for i in range(3)]
+    return Range(low=ends[0], middle=ends[1], high=ends[2]), found.source
 
 
 def _of_agents(name: str, suite: AgentSuite, asked: Asked, constants: Constants) -> Workload:
     agents = constants.agents
-    per_token = asked.characters_per_token or constants.texts.characters_per_token.value
+    per_token, told = asked.per_token(constants)
     characters = agents.system_characters + suite.issue
     count = asked.instances or suite.problems
     if count > suite.problems:
@@ -198,7 +214,7 @@ def _of_agents(name: str, suite: AgentSuite, asked: Asked, constants: Constants)
         "problems": "given" if asked.instances else "the suite's",
         "prompt": "given"
         if asked.prompt_tokens
-        else f"{characters} characters, {per_token:g} a token; {agents.source}",
+        else f"{characters} characters, {per_token:.3g} a token ({told}); {agents.source}",
         "steps": "given" if asked.steps else assumed,
         "new tokens": "given" if asked.new_tokens else assumed,
         "observation": "given" if asked.observation_tokens is not None else assumed,

@@ -18,17 +18,18 @@ from hypothesis import strategies as st
 
 from plt_eval.bench.floor import kv_bytes
 from plt_eval.cli.main import main
-from plt_eval.estimate.constants import Point, Range, calibration_file, load_constants
+from plt_eval.estimate.constants import MuonPoint, Point, Range, calibration_file, load_constants
 from plt_eval.estimate.evaluation import Plan, RunEstimate, estimate_run, total_wall
 from plt_eval.estimate.memory import GIB, pages, sequences_that_fit, slot, training_memory, weights_on_disk
 from plt_eval.estimate.shapes import Shape
 from plt_eval.estimate.speed import Speed, fit, prompt_flops, step_flops
+from plt_eval.estimate.tokens import tokens_of
 from plt_eval.estimate.training import TrainingPlan, estimate_training
 from plt_eval.estimate.workload import Asked, Workload, workloads
 from plt_model import PLTCache, PLTConfig, PLTForCausalLM
 from plt_model.decode.cache import StaticCache
 from plt_model.training.flops import forward_flops
-from plt_model.training.recipe import load_recipe
+from plt_model.training.recipe import Optimizer, load_recipe
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -272,6 +273,36 @@ def test_no_more_sequences_fit_than_there_is_memory_for() -> None:
         assert count * one.total + weights_on_disk(Shape.named("7b"), "bfloat16") <= max(gib * GIB, 14.2 * GIB)
 
 
+def test_answers_are_taken_to_be_as_long_as_the_gold_ones() -> None:
+    """Of a bundled model, whose tokens are bytes and whose prompts are no chats: three characters, and the end."""
+    tokens = tokens_of("plt-tiny:r2")
+    assert tokens is not None
+    assert (tokens.characters_per_token, tokens.chat) == (1.0, False)
+    (trace,) = workloads(Asked(suite="trace", tokens=tokens), load_constants())
+    assert (trace.prompt.middle, trace.new.middle, trace.new.high) == (43, 4, 24)
+    (chats,) = workloads(Asked(suite="humaneval"), load_constants())
+    assert chats.new.middle == pytest.approx(618 / 3.23 + 1)
+
+
+def test_a_problems_own_solution_runs_once() -> None:
+    constants = load_constants()
+    judging, own = (workloads(Asked(suite="mbpp", samples=n), constants)[0].judging.middle for n in (1, 10))
+    assert judging - own == pytest.approx(0.9 * constants.judging["mbpp"].first.middle)
+    assert own > constants.judging["mbpp"].cpu_seconds.middle
+
+
+def test_prompts_that_are_read_side_by_side_share_what_a_pass_takes() -> None:
+    own = load_constants().measured["h200"]
+    points = []
+    for name, loops in (("small", 1), ("small", 2), ("medium", 1), ("medium", 2)):
+        shape = Shape.named(name)
+        seconds = 2 * prompt_flops(shape, loops, 256) / own.flops + 1e-3 * loops * shape.at(1).num_hidden_layers
+        points.append(Point(shape=name, dtype="bfloat16", loops=loops, batch=1, context=256, seconds=seconds))
+    one = Speed(load_constants().devices["h200"], own.model_copy(update={"prefill": tuple(points)}))
+    row = Shape.named("small"), 2, 40, "bfloat16"
+    assert one.prefill(*row) - one.prefill(*row, together=5) == pytest.approx(1e-3 * 2 * 2 * 4 / 5, rel=1e-3)
+
+
 # --- training -------------------------------------------------------------------------------------------
 
 
@@ -285,6 +316,23 @@ def test_training_costs_what_its_flops_say_at_a_given_utilisation() -> None:
     assert found.step_seconds.middle == pytest.approx(found.step_flops / (32 * 989e12 * 0.4))
     assert found.gpu_hours.middle == pytest.approx(found.wall.middle * 32 / 3600)
     assert found.steps == 1_000_000_000_000 // 4_194_304
+
+
+def test_muon_and_the_trainer_are_part_of_a_step_on_a_cpu() -> None:
+    """By hand: 14 matrices, which here take a tenth of a second each."""
+    points = tuple(MuonPoint(rows=side, columns=side, seconds=0.1) for side in (64, 256))
+    measured = load_constants().measured["h200"].model_copy(update={"muon": points})
+    cpu = load_constants().devices["h200"].model_copy(update={"memory_gib": None})
+    recipe = load_recipe("quick")
+    adamw = recipe.model_copy(update={"optimizer": Optimizer(kind="adamw", lr=1e-3)})
+    plans = [
+        training(recipe=one, speed=Speed(cpu, measured), machines=1, gpus=1, sharded=False) for one in (recipe, adamw)
+    ]
+    with_muon, without = (estimate_training(plan, 2).step_seconds.middle for plan in plans)
+    assert with_muon - without == pytest.approx(1.4, rel=1e-3)
+    assert without > load_constants().trainer.value
+    old = training(recipe=recipe, machines=1, gpus=1, sharded=False)
+    assert any("Muon" in note for note in estimate_training(old, 2).notes)
 
 
 def test_the_state_is_shared_out_and_does_not_grow_with_loops() -> None:
