@@ -231,7 +231,7 @@ class _Session:
         self._scorer = self._remote = self._settings.elsewhere(self._suite)
         self._progress.place = self._remote.place
         self._writer.judged_by(self._remote.judges())
-        return self._settings.scoring_workers or self._remote.at_once
+        return self._settings.scoring_workers or max(1, self._remote.at_once)  # those that have just gone may come back
 
     def open_samples(self) -> list[str]:
         """Ids of the samples that have an answer without a verdict, in the order of the data."""

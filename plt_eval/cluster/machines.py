@@ -156,7 +156,7 @@ class Machines:
 
     def _leave_out_full(self, machines: Iterable[Machine]) -> None:
         """Take off those whose disk has no room for their share of the images."""
-        patches = self.order.patches
+        patches, others = self.order.patches, len(self.fit())
         staying = [machine for machine in machines if not machine.left_out]
         while patches is not None and staying:
             full = []
@@ -164,7 +164,7 @@ class Machines:
                 told = machine.introduction
                 assert told is not None
                 missing = [name for name in self.images if name not in told.images]
-                share = math.ceil(len(missing) / len(staying))
+                share = math.ceil(len(missing) / (others + len(staying)))
                 environments = min(share, len({self.images[name] for name in missing}))
                 need = disk_of_images(share, environments, patches.keep, self.needs.slots(machine.resources))
                 if share and told.free_disk is not None and need > told.free_disk:

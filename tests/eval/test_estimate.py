@@ -307,8 +307,14 @@ def test_prompts_that_are_read_side_by_side_share_what_a_pass_takes() -> None:
 
 
 def training(**changes: Any) -> TrainingPlan:
-    own = {"recipe": load_recipe("loopcoder-v2-7b"), "speed": speed(), "machines": 4, "gpus": 8, "sharded": True}
-    return TrainingPlan(**{**own, **changes})  # type: ignore[arg-type]
+    own: dict[str, Any] = {
+        "recipe": load_recipe("loopcoder-v2-7b"),
+        "speed": speed(),
+        "machines": 4,
+        "gpus": 8,
+        "sharded": True,
+    }
+    return TrainingPlan(**{**own, **changes})
 
 
 def test_training_costs_what_its_flops_say_at_a_given_utilisation() -> None:
