@@ -77,8 +77,15 @@ def connect(address: str, *, at_once: int) -> Connection:
             ray.shutdown()
             if not tries_left:
                 why = " ".join(str(error).split())[:300] or type(error).__name__
-                raise UserError(f"--ray {address}: Ray does not connect ({why})") from None
+                raise UserError(f"--ray {address}: Ray does not connect ({why}){_about_token(address)}") from None
     return Connection(address, ray)
+
+
+def _about_token(address: str) -> str:
+    """A cluster that asks for a token only does not answer those that have not been told to show theirs."""
+    if address == LOCAL or os.environ.get("RAY_AUTH_MODE") == "token":
+        return ""
+    return "; where the cluster has a token, set RAY_AUTH_MODE=token and keep it in ~/.ray/auth_token"
 
 
 def import_ray() -> Any:

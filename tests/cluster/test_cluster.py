@@ -24,6 +24,7 @@ from toy_cluster import SMALL, ToyRecipe
 from toy_parts import NoSandbox, SumEngine, SumSuite
 
 import plt_eval.cli.evaluate as commands
+import plt_eval.cluster.connection as connecting
 import plt_eval.cluster.scorer as scoring
 from plt_benchmarks.options import SuiteOptions
 from plt_benchmarks.protocols import Sample, Suite
@@ -402,6 +403,26 @@ def test_an_address_where_no_ray_is_fails_within_seconds(web_server: str, monkey
     with pytest.raises(UserError, match=rf"^--ray auto: what answers at {web_server} is no Ray$"):
         check_address("auto")
     assert time.monotonic() - began < 12
+
+
+def test_a_cluster_that_may_want_a_token_is_told_of_in_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray says no more than that it cannot connect."""
+    ray = pytest.importorskip("ray")
+
+    def refuse(**_: Any) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(connecting, "check_address", lambda _: None)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.raises(
+        UserError, match=r"does not connect \(Failed .*\); where the cluster has a token, set RAY_AUTH_MODE"
+    ):
+        connecting.connect("10.0.0.1:6379", at_once=1)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    with pytest.raises(UserError, match=r"does not connect \(Failed to connect to Ray cluster\)$"):
+        connecting.connect("10.0.0.1:6379", at_once=1)
 
 
 def test_without_ray_installed_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
