@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from plt_eval.bench.floor import kv_bytes
 from plt_eval.cli.main import main
+from plt_eval.cluster.orders import DOCKER
 from plt_eval.estimate.constants import MuonPoint, Point, Range, calibration_file, load_constants
 from plt_eval.estimate.evaluation import Plan, RunEstimate, estimate_run, total_wall
 from plt_eval.estimate.memory import GIB, pages, sequences_that_fit, slot, training_memory, weights_on_disk
@@ -470,6 +471,15 @@ def test_batch_files_parse(name: str) -> None:
     file = Path(__file__).parents[2] / "scripts" / "slurm" / name
     subprocess.run(["bash", "-n", str(file)], check=True)
     assert re.search(r"^#SBATCH --requeue$", file.read_text(), re.MULTILINE)
+
+
+def test_judges_of_the_batch_file_offer_docker_which_its_own_suite_needs() -> None:
+    text = (Path(__file__).parents[2] / "scripts" / "slurm" / "evaluate.sbatch").read_text()
+    assert "SUITE=${SUITE:-swe}" in text
+    starts = [line for line in text.splitlines() if "ray start" in line]
+    assert len(starts) == 2
+    assert all("$judge" in line for line in starts)
+    assert DOCKER in next(line for line in text.splitlines() if line.startswith("judge="))
 
 
 @pytest.mark.slow
