@@ -48,7 +48,7 @@ def serve(
     ] = None,
     tensor_parallel: Annotated[int | None, typer.Option(min=1, help="GPUs to split the model over (vLLM).")] = None,
     max_model_len: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of prompt and answer together (default: the model's context).")
+        int | None, typer.Option(min=2, help="Tokens of prompt and answer together (default: the model's context).")
     ] = None,
     rest: Annotated[
         list[str] | None, typer.Argument(help="After --: options for vLLM's or transformers' server, as they are.")

@@ -238,11 +238,11 @@ class Endpoints:
         if first and more:
             self._tell(f"{endpoint.url} is out of service, it refused: {refusal}")
 
-    def refused(self, endpoint: Endpoint, refusal: str, *, taken_elsewhere: bool) -> None:
-        """It refused one request for what is in it. That says something of the endpoint only if another one took it."""
+    def refused(self, endpoint: Endpoint, refusal: str) -> None:
+        """It refused one request for what is in it, and another one took that request."""
         with self._changed:
             endpoint.said = refusal
-            endpoint.overruled += taken_elsewhere
+            endpoint.overruled += 1
             out = endpoint.overruled >= FAILURES
             back = self._back(endpoint)
         self._tell(back)
@@ -255,19 +255,20 @@ class Endpoints:
         if not endpoint.down:
             return ""
         endpoint.down, endpoint.ready_at = False, 0.0
-        self._comebacks += 1
+        self._comebacks += self.several  # one alone is not asked by all that wait as soon as it has a place for one
         self._changed.notify_all()
         return f"{endpoint.url} answers again"
 
     # --- waiting ------------------------------------------------------------------------------------------
 
-    def pause(self, seconds: float) -> None:
-        """Wait, but no longer than until an endpoint comes back. Raises Closed."""
+    def pause(self, seconds: float) -> bool:
+        """Wait, but no longer than until one of several endpoints comes back: whether that happened. Raises Closed."""
         with self._changed:
             before = self._comebacks
-            self._changed.wait_for(lambda: self._closed or self._comebacks != before, timeout=seconds)
+            back = self._changed.wait_for(lambda: self._closed or self._comebacks != before, timeout=seconds)
             if self._closed:
                 raise Closed
+            return back
 
     def close(self) -> None:
         """End all waits."""

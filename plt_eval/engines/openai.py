@@ -247,8 +247,8 @@ class OpenAIEngine:
                 before, tried = tried, tried + max(1, done.timeouts)
                 if done.refusal and (done.unanimous or tried > self._retries):
                     raise UserError(done.refusal)
-                if tried <= self._retries:
-                    self._sleep(before, done.wait)
+                if tried <= self._retries and self._sleep(before, done.wait):
+                    tried -= 1  # an endpoint that comes and goes does not use up anybody's patience
             except Closed:
                 raise _GaveUp("the engine was closed") from None
         trouble = "; ".join(f"{url}: {words}" for url, words in said.items())
@@ -269,7 +269,7 @@ class OpenAIEngine:
                 self._tell(endpoint, str(failure))
             else:
                 for other, refusal in lost.refusals.items():
-                    self._endpoints.refused(other, refusal, taken_elsewhere=True)
+                    self._endpoints.refused(other, refusal)
                 return answer, endpoint
             finally:
                 self._endpoints.release(endpoint)
@@ -302,12 +302,12 @@ class OpenAIEngine:
                 try:
                     answer = read(response.json())
                 except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-                    trouble = f"unreadable answer ({type(error).__name__}: {error})"
+                    trouble = self._hide_key(f"unreadable answer ({type(error).__name__}: {error})")
                 else:
                     pool.answered(endpoint, time.monotonic() - started, conversation)
                     return answer
             else:
-                trouble = f"HTTP {code}: {self._hide_key(_server_message(response.text))}"
+                trouble = f"HTTP {code}: {_server_message(self._hide_key(response.text))}"
                 if code < 500 and code not in RETRIED:
                     if code not in OF_THE_REQUEST:
                         pool.put_out(endpoint, trouble)
@@ -319,11 +319,12 @@ class OpenAIEngine:
         pool.failed(endpoint, trouble)
         raise _Failed(trouble, timeout=timeout)
 
-    def _sleep(self, attempt: int, asked: float | None) -> None:
+    def _sleep(self, attempt: int, asked: float | None) -> bool:
+        """Wait for the next round: whether the wait was cut short, as an endpoint came back."""
         wait = self._backoff_s * 2**attempt * self._jitter.uniform(0.5, 1.0)
         if asked is not None:
             wait = asked + self._backoff_s * self._jitter.uniform(0.0, 0.5)
-        self._endpoints.pause(min(wait, self._max_wait_s))
+        return self._endpoints.pause(min(wait, self._max_wait_s))
 
     def _hide_key(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text

@@ -58,6 +58,14 @@ Nothing = Annotated[float, Field(ge=0, le=0)]
 """A setting that may be said, but not changed."""
 
 
+class StreamOptions(BaseModel):
+    """A stream tells its usage at its end, asked or not."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    include_usage: bool | None = None
+
+
 class _Common(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -68,7 +76,7 @@ class _Common(BaseModel):
     seed: int | None = None
     stop: str | list[str] | None = None
     stream: bool | None = None
-    stream_options: dict[str, Any] | None = None
+    stream_options: StreamOptions | None = None
     n: Literal[1] | None = None
     presence_penalty: Nothing | None = None
     frequency_penalty: Nothing | None = None
@@ -111,6 +119,7 @@ class ChatBody(_Common):
     """POST /v1/chat/completions."""
 
     messages: list[Turn] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -157,6 +166,7 @@ class Reader:
         if body.logprobs and body.tools:
             raise BadRequest("logprobs cannot be had together with tools", param="logprobs")
         messages = [turn.model_dump(exclude_none=True) for turn in body.messages]
+        _check_parts(messages)
         ids = self._templated(messages, body)
         limit = body.max_completion_tokens or body.max_tokens
         if limit is None:
@@ -192,7 +202,26 @@ class Reader:
                 f"prompt and {limit} new ones",
                 code="context_length_exceeded",
             )
-        return Job("", ids, limit, body.stops(), chat, body.decoding())
+        if body.stream_options is not None and not body.stream:
+            raise BadRequest("stream_options has an effect only with stream", param="stream_options")
+        stops = body.stops()
+        if any(_is_no_text(stop) for stop in stops):
+            raise BadRequest("stop: no text that can be written as UTF-8", param="stop")
+        return Job("", ids, limit, stops, chat, body.decoding())
+
+
+def _check_parts(messages: list[dict[str, Any]]) -> None:
+    """Raises BadRequest for pictures and the like, which transformers' server would leave out in silence."""
+    for i, message in enumerate(messages):
+        parts = message.get("content")
+        kinds = {str(part.get("type")) for part in parts} if isinstance(parts, list) else set()
+        if kinds - {"text"}:
+            found = ", ".join(sorted(kinds - {"text"}))
+            raise BadRequest(f"messages.{i}.content: the model reads text alone, found {found}", param="messages")
+
+
+def _is_no_text(text: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _parsed(kind: type[Body], value: Any) -> Body:

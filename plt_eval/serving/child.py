@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 
+import psutil
+
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
 _EXCEPTION = re.compile(r"(?:^|\s)(?P<line>(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)\w*: .+)$")
@@ -73,6 +75,15 @@ class Child:
         """Returns when `ready` does. Raises ServerDied."""
         while not ready():
             self._check(every_s)
+
+    def listens(self, port: int) -> bool:
+        """Whether one of its processes listens at that port."""
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.process.pid)
+            ours = {process.pid, *(each.pid for each in process.children(recursive=True))}
+            found = (each for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN)
+            return any(each.pid in ours and each.laddr and each.laddr.port == port for each in found)
+        return False
 
     def wait(self) -> None:
         """Until it ends, which it should not: raises ServerDied."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -111,7 +112,8 @@ def serve(options: ServeOptions) -> None:
             if key is None and options.host not in ("127.0.0.1", "localhost", "::1"):
                 _say(f"--host {options.host}: whoever reaches this machine may ask; --api-key-env NAME asks for a key")
             with Child(launch.command, launch.environment, grace_s=GRACE_S[engine]) as child:
-                child.wait_until(lambda: answers(launch.endpoint))
+                # Another server may have taken the port meanwhile: its answer is not ours.
+                child.wait_until(lambda: answers(launch.endpoint) and child.listens(launch.port))
                 print(_ready(options, resolved, launch), flush=True)
                 child.wait()
 
@@ -219,9 +221,13 @@ def _check(options: ServeOptions, engine: str) -> None:
         raise UserError("--device has no effect with --engine vllm: vLLM computes on what it was built for")
     if engine == "transformers" and options.tensor_parallel is not None:
         raise UserError("--tensor-parallel has no effect with --engine transformers: it belongs to --engine vllm")
-    if options.chat_template is not None and not options.chat_template.is_file():
-        raise UserError(f"--chat-template {options.chat_template}: no such file; expected a Jinja template")
-    names = {word.partition("=")[0] for word in options.rest}
+    if options.chat_template is not None:
+        _check_template(options.chat_template)
+    name = options.served_model_name
+    if name is not None and (not name.strip() or name.startswith("-")):
+        raise UserError(f"--served-model-name {name!r}: expected a name")
+    # vLLM takes --max_model_len, too, and --hf-overrides.KEY VALUE.
+    names = {re.split(r"[=.]", word)[0].replace("_", "-") for word in options.rest}
     for theirs, ours in LAUNCHERS[engine].items():
         if theirs in names:
             raise UserError(f"{theirs} after --: give it before, as {ours}")
@@ -230,6 +236,15 @@ def _check(options: ServeOptions, engine: str) -> None:
     for theirs in NO_EFFECT if engine == "transformers" else ():
         if theirs in names:
             raise UserError(f"{theirs} after --: has no effect, as requests are read and decoded by our own engine")
+
+
+def _check_template(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"--chat-template {path}: no such file; expected a Jinja template")
+    try:
+        path.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"--chat-template {path}: {error}; expected a Jinja template in UTF-8") from error
 
 
 def _key(variable: str | None) -> str | None:

@@ -24,6 +24,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
+MAX_BODY = 32 * 2**20
+"""Bytes that a request may have."""
+
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 ASKED: ContextVar[Asked] = ContextVar("asked")
@@ -38,8 +41,11 @@ class Front:
         self.started = int(time.time())
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close"})
             return
         if scope["path"] == "/health":
             await _send_json(send, 200, {"status": "ok", "running": self.writer.running})
@@ -51,6 +57,7 @@ class Front:
                 return
             if scope["path"] not in (CHAT, COMPLETIONS) or scope["method"] != "POST":
                 raise BadRequest(f"{scope['method']} {scope['path']}: no such service here", status=404)
+            _check_kind(scope)
             asked = self._read(scope["path"], await _body(receive))
         except BadRequest as refused:
             await _send_json(send, refused.status, refused.body())
@@ -126,13 +133,23 @@ class Front:
 DONE = b"data: [DONE]\n\n"
 
 
+def _check_kind(scope: MutableMapping[str, Any]) -> None:
+    """A web page may send anything else to any address in its reader's reach, unasked. Raises BadRequest."""
+    kind = dict(scope["headers"]).get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if kind != b"application/json":
+        raise BadRequest(f"Content-Type: expected application/json, found {kind.decode('latin-1')!r}", status=415)
+
+
 async def _body(receive: Receive) -> bytes:
-    parts = []
+    parts, size = [], 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise BadRequest("the request was cut short")
         parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > MAX_BODY:
+            raise BadRequest(f"the body has more than {MAX_BODY} bytes", status=413)
         if not message.get("more_body"):
             return b"".join(parts)
 

@@ -17,9 +17,12 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from inspect import signature
 from typing import Any
 
+import jinja2
 import torch
+from transformers import PreTrainedTokenizerBase
 from transformers.cli.serving import model_manager, server, utils
 
 from plt_eval.engines.hf import HFEngine
@@ -28,6 +31,9 @@ from plt_eval.serving.asked import BadRequest, Reader
 from plt_eval.serving.front import ASKED, Front
 from plt_eval.serving.settings import KEY_VARIABLE, Settings
 from plt_eval.serving.writer import Writer
+
+NOT_THEIRS = frozenset(signature(PreTrainedTokenizerBase.apply_chat_template).parameters) - {"documents", "kwargs"}
+"""What a template is used with, which is no variable of it: a request that could set these would bring a template."""
 
 
 def main(arguments: list[str]) -> None:
@@ -50,7 +56,7 @@ def _serve(settings: Settings, rest: list[str]) -> None:
         notify=_notify,
     )
     if settings.chat_template is not None:
-        engine.tokenizer.chat_template = settings.chat_template
+        _use_template(engine.tokenizer, settings.chat_template)
     context = _context(engine, settings.max_model_len)
     writer = Writer(engine, context)
     writer.warm_up()
@@ -70,6 +76,17 @@ def _context(engine: HFEngine, asked: int | None) -> int | None:
     return engine.context if asked is None else asked
 
 
+def _use_template(tokenizer: Any, template: str) -> None:
+    """Raises UserError for one that is no Jinja."""
+    tokenizer.chat_template = template
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    except jinja2.TemplateSyntaxError as wrong:
+        raise UserError(f"--chat-template: line {wrong.lineno}: {wrong.message}") from wrong
+    except Exception:
+        pass
+
+
 def _notify(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
@@ -85,6 +102,9 @@ def _templated(engine: HFEngine) -> Callable[..., list[int]]:
     def ids(
         messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, options: Mapping[str, Any]
     ) -> list[int]:
+        if taken := sorted(NOT_THEIRS & options.keys()):
+            words = f"chat_template_kwargs: {taken[0]} is not for a request to set"
+            raise BadRequest(words, param="chat_template_kwargs")
         if engine.tokenizer.chat_template is None:
             raise BadRequest("the model has no chat template: ask /v1/completions, or serve it with --chat-template")
         turns = utils.BaseHandler.get_processor_inputs_from_messages(messages, utils.Modality.LLM)
@@ -113,16 +133,22 @@ def _teach(engine: HFEngine, writer: Writer, reader: Reader) -> None:
             return engine.model, engine.tokenizer
 
     class Manager(Threads):
-        """Its texts end before a stop string."""
+        """Its texts end before a stop string, and do so for that reason though it was the last token's."""
 
-        def generate_streaming(self, *arguments: Any, **options: Any) -> tuple[Any, Any]:
-            pieces, streamer = super().generate_streaming(*arguments, **options)
-            return CutQueue(pieces, ASKED.get().job.stops), streamer
+        def generate_streaming(
+            self, model: Any, processor: Any, inputs: Any, config: Any, **options: Any
+        ) -> tuple[Any, Any]:
+            pieces, streamer = super().generate_streaming(model, processor, inputs, config, **options)
+            return CutQueue(pieces, ASKED.get().job.stops, lambda: _unlimited(config)), streamer
 
-        async def generate_non_streaming(self, *arguments: Any, **options: Any) -> tuple[str, int, Any]:
-            _, prompt, ids = await super().generate_non_streaming(*arguments, **options)
+        async def generate_non_streaming(
+            self, model: Any, processor: Any, inputs: Any, config: Any, **options: Any
+        ) -> tuple[str, int, Any]:
+            _, prompt, ids = await super().generate_non_streaming(model, processor, inputs, config, **options)
             job = ASKED.get().job
             done = engine.prompts.completion(job, ids.tolist(), ended=len(ids) < job.limit, seconds=0.0)
+            if done.finish_reason == "stop":
+                _unlimited(config)
             return done.text, prompt, ids
 
     build = server.build_server
@@ -152,6 +178,11 @@ def generate(writer: Writer, input_ids: torch.Tensor, streamer: Any) -> torch.Te
     return torch.cat([input_ids, torch.tensor([new], dtype=input_ids.dtype, device=input_ids.device)], dim=1)
 
 
+def _unlimited(config: Any) -> None:
+    """By its limit alone transformers' server tells how a text ended. The configuration is this request's own."""
+    config.max_new_tokens = None
+
+
 class Threads(utils.GenerateManager):
     """A thread for each request under way, where transformers has one for all; each knows whose it is."""
 
@@ -177,10 +208,13 @@ class Threads(utils.GenerateManager):
 
 
 class CutQueue:
-    """The pieces of a text as they come, until a stop string: what may be the beginning of one waits."""
+    """The pieces of a text as they come, until a stop string: what may be the beginning of one waits. `found` is
+    called where there is one."""
 
-    def __init__(self, pieces: asyncio.Queue[Any], stops: tuple[str, ...]) -> None:
-        self.pieces, self.stops = pieces, stops
+    def __init__(
+        self, pieces: asyncio.Queue[Any], stops: tuple[str, ...], found: Callable[[], Any] = lambda: None
+    ) -> None:
+        self.pieces, self.stops, self.found = pieces, stops, found
         self.held, self.over, self.ready = "", False, list[Any]()
 
     async def get(self) -> Any:
@@ -201,7 +235,9 @@ class CutQueue:
         elif not self.over:
             self.held += piece
             cut = min((at for at in map(self.held.find, self.stops) if at >= 0), default=None)
-            self.over = cut is not None
+            if cut is not None:
+                self.over = True
+                self.found()
             keep = 0 if self.over else max((_overlap(self.held, stop) for stop in self.stops), default=0)
             text = self.held[: len(self.held) - keep if cut is None else cut]
             self.held = self.held[len(self.held) - keep :] if keep else ""

@@ -143,6 +143,12 @@ class Writer:
         return new
 
     def _begin(self, asked: Asked, told: Told | None, written: Future[list[int]]) -> None:
+        try:
+            self._enter(asked, told, written)
+        except Exception as failure:  # this request's alone: the thread serves the others
+            written.set_exception(failure)
+
+    def _enter(self, asked: Asked, told: Told | None, written: Future[list[int]]) -> None:
         check = _Watch(asked, told, StopCheck(asked.job.stops, self.engine.tokenizer))
         if asked.gone.is_set():
             written.set_result([])

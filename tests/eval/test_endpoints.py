@@ -201,13 +201,24 @@ def test_waiting_ends_when_one_comes_back_or_all_is_over() -> None:
     pool.fails("ab")
     began = time.monotonic()
     Timer(0.1, lambda: pool.answered(pool["a"], 1.0)).start()
-    pool.pause(20.0)
+    assert pool.pause(20.0)
     Timer(0.1, pool.close).start()
     with pytest.raises(Closed):
         pool.pause(20.0)
     with pytest.raises(Closed):
         pool.take([])
     assert time.monotonic() - began < 5
+
+
+def test_one_alone_that_comes_and_goes_wakes_nobody_before_the_time() -> None:
+    """It has a place for one: all that wait would only use up their tries."""
+    from threading import Timer
+
+    pool = Pool("a")
+    pool.fails("a")
+    Timer(0.05, lambda: pool.answered(pool["a"], 1.0)).start()
+    assert not pool.pause(0.2)
+    assert not pool["a"].down
 
 
 # --- runs over real processes -----------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ class Served:
     log: list[str] = field(default_factory=list)
     written: dict[tuple[Prompt, int], str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=self.url, api_key=KEY, max_retries=0, timeout=120.0)
 

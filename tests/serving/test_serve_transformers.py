@@ -28,6 +28,21 @@ class TestTransformersServer(ServerContract):
         with pytest.raises(openai.BadRequestError, match=field):
             served.complete("a", extra_body={field: value})
 
+    @pytest.mark.parametrize("name", ["chat_template", "tokenize", "return_dict"])
+    def test_a_request_brings_no_template(self, served: Served, name: str) -> None:
+        options = {"chat_template_kwargs": {name: "{{ 7 * 7 }}"}}
+        with pytest.raises(openai.BadRequestError, match=f"{name} is not for a request to set"):
+            served.client.chat.completions.create(
+                model=NAME, messages=[{"role": "user", "content": "a"}], max_tokens=1, extra_body=options
+            )
+
+    def test_a_stop_string_at_the_last_token_is_the_reason(self, served: Served) -> None:
+        whole = served.complete("def f(x):", 6).choices[0].text
+        for stream in (False, True):
+            answer = served.complete("def f(x):", 6, stop=whole[-2:], stream=stream)
+            last = list(answer)[-1] if stream else answer
+            assert last.choices[0].finish_reason == "stop"
+
     def test_nothing_else_of_transformers_server_can_be_reached(self, served: Served) -> None:
         """It could load other models, and throw this one out."""
         root = served.url.removesuffix("/v1")

@@ -10,8 +10,10 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import MutableMapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -26,10 +28,12 @@ from plt_eval.engines.base import Decoding, GenerationRequest
 from plt_eval.engines.hf import HFEngine
 from plt_eval.errors import MissingExtra, UserError
 from plt_eval.models import resolve_model
-from plt_eval.serving import command
+from plt_eval.serving import command, transformers_server
 from plt_eval.serving.asked import Asked, BadRequest, Reader
 from plt_eval.serving.child import Child, ServerDied, telling_line
-from plt_eval.serving.command import ServeOptions, choose_engine, free_port, plan
+from plt_eval.serving.command import Launch, ServeOptions, choose_engine, free_port, plan
+from plt_eval.serving.front import MAX_BODY, Front
+from plt_eval.serving.settings import Settings
 from plt_eval.serving.transformers_server import CutQueue
 from plt_eval.serving.writer import Writer
 from plt_model.tokenizer import byte_tokenizer
@@ -46,6 +50,8 @@ from plt_model.tokenizer import byte_tokenizer
         (["--model", "plt-tiny:r2", "--api-key-env", "NO_SUCH_KEY"], "NO_SUCH_KEY: that environment variable"),
         (["--model", "plt-tiny:r2", "--tensor-parallel", "2"], "--tensor-parallel has no effect"),
         (["--model", "plt-tiny:r2", "--chat-template", "nowhere.jinja"], "no such file"),
+        (["--model", "plt-tiny:r2", "--chat-template", sys.executable], "expected a Jinja template in UTF-8"),
+        (["--model", "plt-tiny:r2", "--served-model-name", ""], "--served-model-name '': expected a name"),
         (["--model", "plt-tiny:r2", "--host", "203.0.113.7"], "--host 203.0.113.7 --port 8000: Cannot assign"),
         (["--model", "plt-tiny:r2", "--", "--port", "3"], "--port after --: give it before, as --port"),
         (["--model", "plt-tiny:r2", "--", "--quantization=bnb-4bit"], "--quantization after --: has no effect"),
@@ -86,11 +92,30 @@ def test_a_model_that_cannot_be_loaded(tmp_path: Path, capsys: pytest.CaptureFix
     """Found out by the server's process, which says it in our words."""
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(SystemExit) as ended:
-        main(["serve", "--model", str(tmp_path), "--engine", "transformers", "--port", "0"])
+        transformers_server.main([Settings(str(tmp_path), "tiny", None, "auto", "cpu").json()])
     assert ended.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if "plt-eval: error:" in line]
-    assert len(lines) == 1
-    assert "config.json: not valid JSON" in lines[0]
+    told = capsys.readouterr().err
+    assert told.startswith("plt-eval: error: ")
+    assert "config.json: not valid JSON" in told
+    assert told.count("\n") == 1
+
+
+def test_what_the_servers_process_has_told_is_not_told_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = "import sys; print('plt-eval: error: no good', flush=True); sys.exit(2)"
+    launch = Launch("transformers", (sys.executable, "-c", program), {}, "127.0.0.1", 9)
+    monkeypatch.setattr(command, "plan", lambda *_: launch)
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--model", "plt-tiny:r2", "--engine", "transformers"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "plt-eval: error: no good\n"
+
+
+def test_a_chat_template_that_is_none() -> None:
+    with pytest.raises(UserError, match="--chat-template: line 1: "):
+        transformers_server._use_template(byte_tokenizer(), "{% for")
+    transformers_server._use_template(byte_tokenizer(), "{{ raise_exception('no') }}")
 
 
 def test_an_engine_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,8 +164,9 @@ def test_vllm_gets_model_loops_and_numbers(tmp_path: Path, monkeypatch: pytest.M
     assert "sk-1" not in " ".join(words)
 
 
-def test_overrides_of_ones_own_exclude_loops() -> None:
-    options = ServeOptions(model="plt-tiny:r2", loops=2, rest=("--hf-overrides", "{}"))
+@pytest.mark.parametrize("word", ["--hf-overrides", "--hf_overrides", "--hf-overrides.plt_num_loops"])
+def test_overrides_of_ones_own_exclude_loops(word: str) -> None:
+    options = ServeOptions(model="plt-tiny:r2", loops=2, rest=(word, "{}"))
     with pytest.raises(UserError, match="--hf-overrides"):
         command._check(options, "vllm")
 
@@ -151,6 +177,12 @@ PARENT = """
 import subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print(child.pid, flush=True)
+time.sleep(600)
+"""
+LISTENING = """
+import socket, time
+server = socket.create_server(("127.0.0.1", 0))
+print(server.getsockname()[1], flush=True)
 time.sleep(600)
 """
 STUBBORN = (
@@ -200,6 +232,14 @@ def _wait_gone(pid: int) -> None:
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < until, f"process {pid} lives on"
         time.sleep(0.02)
+
+
+def test_whether_it_is_the_child_that_listens() -> None:
+    """Another server at the port answers too: it must not count as ours."""
+    with socket.create_server(("127.0.0.1", 0)) as other, started(LISTENING) as child:
+        port = int(first_line(child))
+        assert child.listens(port)
+        assert not child.listens(other.getsockname()[1])
 
 
 def test_a_server_that_dies_says_why(capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,10 +310,60 @@ def test_a_failure_reaches_who_waits_and_the_next_is_served(folder: Path, monkey
     writer.warm_up()
 
 
-def test_half_a_surrogate_pair_is_a_bad_request() -> None:
+def test_a_request_that_cannot_begin_is_the_only_one_that_fails(folder: Path) -> None:
+    engine = HFEngine(str(folder), dtype="float32", device="cpu", notify=lambda _: None)
+    writer = Writer(engine, CONTEXT)
+    job = engine.prompts.job(GenerationRequest("", Prompt("a"), Decoding(max_new_tokens=2)))
+    with pytest.raises(UnicodeEncodeError):
+        writer.write(Asked(replace(job, stops=("\ud800",)), False, {}))
+    assert len(writer.write(Asked(job, False, {}))) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"prompt": "a\ud800"}, "prompt: no text"),
+        ({"prompt": "a", "stop": ["x", "\ud800"]}, "stop: no text"),
+        ({"prompt": "a", "stream_options": {"include_usage": True}}, "only with stream"),
+        (
+            {"prompt": "a", "stream": True, "stream_options": {"often": True}},
+            "stream_options.often: this server has no",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "a"}], "max_tokens": 0},
+            "max_tokens: Input should be greater than",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}]},
+            r"messages.0.content: the model reads text alone, found image_url",
+        ),
+    ],
+)
+def test_bad_requests(body: dict[str, object], words: str) -> None:
     reader = Reader("tiny", CONTEXT, byte_tokenizer().encode, lambda *_: [])
-    with pytest.raises(BadRequest, match="prompt"):
-        reader.completion({"model": "tiny", "prompt": "a\ud800"})
+    read = reader.completion if "prompt" in body else reader.chat
+    with pytest.raises(BadRequest, match=words):
+        read({"model": "tiny", **body})
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "status"),
+    [(b"text/plain", 3, 415), (b"application/json; charset=utf-8", MAX_BODY + 1, 413), (b"Application/JSON", 3, 400)],
+)
+def test_bodies_that_are_not_read(kind: bytes, size: int, status: int) -> None:
+    """What any web page may send, and what would fill the memory."""
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [(b"content-type", kind)]}
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"x" * size}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    front = Front(None, reader=None, writer=None, key=None)  # type: ignore[arg-type]
+    asyncio.run(front(scope, receive, send))
+    assert sent[0]["status"] == status
 
 
 # --- stop strings in streams ----------------------------------------------------------------------------

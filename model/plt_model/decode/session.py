@@ -113,8 +113,9 @@ class DecodeSession:
 
         Raises ValueError, before any work, naming the key: an empty prompt, a token outside the vocabulary, a request
         beyond the capacity, a setting out of range, a key that came before. From the first result on: the same for
-        what `more` brings; MemoryError or torch.OutOfMemoryError, at once when the cache does not fit; and whatever a
-        request's `stopped` or `stream` raises, after the results that are there have been handed out.
+        what `more` brings, whose keys are only compared with each other; MemoryError or torch.OutOfMemoryError, at once
+        when the cache does not fit; and whatever a request's `stopped` or `stream` raises, after the results that are
+        there have been handed out.
         """
         if more is not None and self.capacity is None:
             raise ValueError("requests that come later need a session with a capacity")
