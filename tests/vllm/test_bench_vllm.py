@@ -32,6 +32,7 @@ def bench(tmp_path: Path, *arguments: str) -> dict[str, object]:
     return json.loads(file.read_text())
 
 
+@pytest.mark.slow
 def test_decoding_is_timed_by_loops_and_trips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = bench(tmp_path, "--batch", "2", "--context", "48")
     assert [row["subject"] for row in found["rows"]] == ["R=1", "R=2", "R=2, trips"]
