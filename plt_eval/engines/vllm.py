@@ -28,7 +28,7 @@ from plt_eval.engines.openai import derived_seed
 from plt_eval.engines.vllm_start import check_installed, computes_on, cpu_kv_bytes, installed_version, start
 from plt_eval.engines.vllm_steps import CLOSED, STOPS_EVERY, Asked, Steps, Written
 from plt_eval.errors import UserError
-from plt_model.loading import CheckpointError, check_fit, read_config
+from plt_model.loading import CheckpointError, check_fit, one_line, read_config
 from plt_model.modeling_plt import set_loops
 
 
@@ -92,7 +92,7 @@ class VLLMEngine:
 
     def _read_config(self, loops: int | None, loop_mode: str | None) -> Any:
         if not self.checkpoint.is_plt:
-            return AutoConfig.from_pretrained(self.checkpoint.folder)
+            return self._read_other_config()
         try:
             config = read_config(self.checkpoint.folder)
             check_fit(self.checkpoint.folder, config)
@@ -104,6 +104,13 @@ class VLLMEngine:
         for warning in said:
             self.notify(str(warning.message))
         return config
+
+    def _read_other_config(self) -> Any:
+        folder = self.checkpoint.folder
+        try:
+            return AutoConfig.from_pretrained(folder)
+        except (OSError, ValueError) as unknown:
+            raise UserError(f"--model {folder}: {one_line(unknown)}") from unknown
 
     def _generation_config(self) -> GenerationConfig | None:
         folder = self.checkpoint.folder

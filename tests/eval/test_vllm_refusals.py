@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +71,14 @@ def test_without_vllm_the_line_names_what_to_install(refused, monkeypatch) -> No
 @pytest.mark.usefixtures("pretended")
 def test_bad_options_are_one_line(refused, arguments: list[str], says: str) -> None:
     assert says in refused(*arguments)
+
+
+@pytest.mark.usefixtures("pretended")
+def test_a_model_that_transformers_does_not_know_is_one_line(refused, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "nonesuch"}))
+    assert f"--model {folder}: The checkpoint you are trying to load has model type" in refused("--model", folder)
 
 
 def test_another_minor_version_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
