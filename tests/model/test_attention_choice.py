@@ -106,8 +106,10 @@ def flex_inputs(queries: int, keys: int) -> list[Tensor]:
 @pytest.mark.filterwarnings("error:flex_attention called without torch.compile")
 @pytest.mark.parametrize("window", [5], ids="window-{}".format)
 def test_flex_at_many_lengths(window: int | None) -> None:
-    """More of them than torch would compile one by one before it goes on without a kernel."""
+    """More of them than torch would compile one by one before it goes on without a kernel, and every remainder by the
+    vectors of a CPU."""
     sizes = [(300, 300), (130, 300), (257, 260), *[(7, 7 * chunk) for chunk in range(1, 10)]]
+    sizes += [(8, keys) for keys in range(8, 42)]
     for size in sizes:
         q, k, v = flex_inputs(*size)
         if window is None:
