@@ -52,7 +52,7 @@ def suites_table(found: list[dict[str, Any]]) -> Table:
     table.add_column("suite", no_wrap=True)
     table.add_column("problems", justify="right", no_wrap=True)
     table.add_column("what it is, and how long judging takes", ratio=5)
-    table.add_column("what it needs", ratio=4)
+    table.add_column("what it needs", ratio=4, overflow="fold")
     for row in found:
         problems = "-" if row["problems"] is None else f"{row['problems']:,}"
         what = Text.assemble(row["summary"], "\n", (f"judging: {row['cost']}", "dim"))

@@ -52,6 +52,7 @@ def connected(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> str:
 def evaluated(results: Path, suite: str, completions: Path, **options: Any) -> tuple[Result, str]:
     """One run of stored completions, and what was said."""
     said = io.StringIO()
+    commands._open_sandbox.cache_clear()  # other tests put sandboxes of their own there
     asked = RunOptions(suite, engine="replay", completions=(str(completions),), results=results, **options)
     (result,) = commands.evaluate(asked, Console(file=said, width=500))
     return result, said.getvalue()

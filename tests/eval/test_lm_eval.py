@@ -336,7 +336,7 @@ def test_lm_eval_knows_the_model_by_name_and_its_own_too() -> None:
         ({"engine": "openai", "endpoint": "x", "api_model": "m", "concurrency": 0}, "concurrency=0: expected a number"),
         ({"engine": "openai", "endpoint": "x", "api_model": "m", "retries": -1}, "retries=-1: expected a number"),
         ({"engine": "openai", "endpoint": "x", "api_model": "m", "request_timeout": "abc"}, "expected a number of sec"),
-        ({"engine": "vllm"}, "engine=vllm: expected hf or openai"),
+        ({"engine": "sglang"}, "engine=sglang: expected hf, vllm, openai"),
         ({"engine": "openai"}, "needs endpoint and api_model"),
         ({"engine": "openai", "pretrained": "x"}, "pretrained: with --model plt and engine=openai"),
     ],

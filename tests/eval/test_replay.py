@@ -138,5 +138,5 @@ def test_no_likelihoods() -> None:
 
 def test_engines_by_name() -> None:
     assert make_engine("replay", answers={}, label="x").name == "replay"
-    with pytest.raises(UserError, match=r"--engine opnai: expected one of hf, openai, replay; did you mean openai\?"):
+    with pytest.raises(UserError, match=r"--engine opnai: expected one of hf, vllm, openai, replay; did you mean openai\?"):
         make_engine("opnai")
