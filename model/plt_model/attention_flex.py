@@ -19,8 +19,8 @@ from torch.nn.functional import pad
 BLOCK = 128
 """Positions in a block."""
 CPU_KEYS = 16
-"""On a CPU keys are filled up to a multiple of this: torch's kernel with AVX2 vectors reads what was never written where
-their number is 8 more than one (2.13; rows are off by whole units, at random)."""
+"""On a CPU keys are filled up to a multiple of this: torch's kernel with AVX2 vectors reads what was never written
+where their number is 8 more than one (2.13; rows are off by whole units, at random)."""
 
 
 def attend(
