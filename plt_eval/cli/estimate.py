@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from plt_eval.cli.run import KeepImages
+from plt_eval.cli.run import Dtype, KeepImages
 
 if TYPE_CHECKING:
     from plt_eval.estimate.speed import Speed
@@ -23,15 +23,6 @@ class EstimatedEngine(StrEnum):
 
     session = "session"
     vllm = "vllm"
-
-
-class Type(StrEnum):
-    """The numbers that the model computes in."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 class Switch(StrEnum):
@@ -88,7 +79,9 @@ def evaluation(
     flops: Flops = None,
     gpu_memory: GpuMemory = None,
     engine: Annotated[EstimatedEngine, typer.Option(help="session: in this process; vllm.")] = EstimatedEngine.session,
-    dtype: Annotated[Type, typer.Option(help="Numbers to compute in (auto: bfloat16; float32 on a CPU).")] = Type.auto,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Numbers to compute in (auto: bfloat16; float32 on a CPU).")
+    ] = Dtype.auto,
     batch: Annotated[
         int | None, typer.Option(min=1, max=10**6, help="Texts at a time (default: the engine's own).")
     ] = None,
@@ -287,8 +280,8 @@ def _loops(text: str | None, own: int | None) -> list[int]:
     return parse_loops(text)
 
 
-def _dtype(dtype: Type, gpu: str) -> str:
-    if dtype is Type.auto:
+def _dtype(dtype: Dtype, gpu: str) -> str:
+    if dtype is Dtype.auto:
         return "float32" if gpu.lower() == "cpu" else "bfloat16"
     return dtype.value
 
