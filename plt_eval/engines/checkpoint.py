@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -131,6 +133,16 @@ def pick_dtype(name: str, folder: Path, device: torch.device, notify: Callable[[
         notify(f"running in {str(own).removeprefix('torch.')}: float32 would not fit in this machine's memory")
         return own
     return torch.float32
+
+
+@contextmanager
+def warnings_told(notify: Callable[[str], None]) -> Iterator[None]:
+    """What plt_model warns of within, `notify` hears at the end."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in said:
+        notify(str(warning.message))
 
 
 def _model_type(folder: Path) -> str:

@@ -13,7 +13,6 @@ measured by hf_likelihood; hf_prompts stands between text and tokens.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +22,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from plt_eval.engines.base import Completion, GenerationRequest, Loglikelihood, LoglikelihoodRequest
-from plt_eval.engines.checkpoint import Checkpoint, pick_device, pick_dtype
+from plt_eval.engines.checkpoint import Checkpoint, pick_device, pick_dtype, warnings_told
 from plt_eval.engines.hf_batches import BatchSize
 from plt_eval.engines.hf_generate import GenerateDecoder
 from plt_eval.engines.hf_likelihood import Likelihoods
@@ -110,9 +109,8 @@ class HFEngine:
             raise UserError(f"--attention {named}: {one_line(refused)}") from refused
 
     def _load_plt(self, loops: int | None, loop_mode: str | None, attention: str) -> PLTForCausalLM:
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always", UserWarning)
-            model = load_model(
+        with warnings_told(self.notify):
+            return load_model(
                 self.folder,
                 loops=loops,
                 loop_mode=loop_mode,
@@ -120,9 +118,6 @@ class HFEngine:
                 device=self.device,
                 attn_implementation=attention,
             )
-        for warning in said:
-            self.notify(str(warning.message))
-        return model
 
     def _decide_decoder(self, wanted: str, compile: Literal["auto", "on", "off"]) -> SessionDecoder | GenerateDecoder:
         config = self.model.config

@@ -13,7 +13,6 @@ This module says which model runs; vllm_start starts and ends vLLM, vllm_steps f
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -22,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from plt_eval.engines import vllm_likelihood
 from plt_eval.engines.base import Completion, GenerationRequest, Loglikelihood, LoglikelihoodRequest
-from plt_eval.engines.checkpoint import Checkpoint, pick_dtype
+from plt_eval.engines.checkpoint import Checkpoint, pick_dtype, warnings_told
 from plt_eval.engines.hf_prompts import Job, StopCheck
 from plt_eval.engines.openai import derived_seed
 from plt_eval.engines.vllm_start import check_installed, computes_on, cpu_kv_bytes, installed_version, start
@@ -98,11 +97,8 @@ class VLLMEngine:
             check_fit(self.checkpoint.folder, config)
         except CheckpointError as broken:
             raise UserError(f"--model {broken}") from broken
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always", UserWarning)
+        with warnings_told(self.notify):
             set_loops(config, loops, loop_mode)
-        for warning in said:
-            self.notify(str(warning.message))
         return config
 
     def _read_other_config(self) -> Any:
