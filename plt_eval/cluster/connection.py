@@ -6,7 +6,9 @@ import importlib
 import logging
 import os
 import re
+import signal
 import socket
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,9 +33,10 @@ _SETTINGS = {
 class Connection:
     """Ray, connected until closed; `address` is as the user gave it. Ray allows one of them in a process."""
 
-    def __init__(self, address: str, ray: Any) -> None:
+    def __init__(self, address: str, ray: Any, on_sigterm: Any) -> None:
         self.address = address
         self.ray = ray
+        self._on_sigterm = on_sigterm
 
     @property
     def name(self) -> str:
@@ -41,9 +44,11 @@ class Connection:
         return "the local Ray" if self.address == LOCAL else f"the Ray cluster at {self.address}"
 
     def close(self) -> None:
-        """Disconnect; a local Ray ends."""
+        """Disconnect; a local Ray ends. SIGTERM does again what it did before: Ray leaves its own handler behind, which
+        would end the process as if Ray still ran."""
         with suppress(Exception):
             self.ray.shutdown()
+        _restore(self._on_sigterm)
 
 
 def check_address(address: str) -> None:
@@ -64,6 +69,7 @@ def connect(address: str, *, at_once: int) -> Connection:
         os.environ.setdefault(name, value)
     ray = import_ray()
     _keep_standard_output(ray)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address == LOCAL:
         store = min(_STORE_BYTES, psutil.virtual_memory().total // 8)
@@ -75,10 +81,17 @@ def connect(address: str, *, at_once: int) -> Connection:
             break
         except (Exception, SystemExit) as error:
             ray.shutdown()
+            _restore(on_sigterm)
             if not tries_left:
                 why = " ".join(str(error).split())[:300] or type(error).__name__
                 raise UserError(f"--ray {address}: Ray does not connect ({why}){_about_token(address)}") from None
-    return Connection(address, ray)
+    return Connection(address, ray, on_sigterm)
+
+
+def _restore(on_sigterm: Any) -> None:
+    """Only the main thread may, and only there Ray sets its own. None is a handler that is not Python's."""
+    if on_sigterm is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def _about_token(address: str) -> str:

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 
-def started(head: dict[str, Any], *nodes: dict[str, Any], tries: int = 3) -> Any:
+@contextmanager
+def started(head: dict[str, Any], *nodes: dict[str, Any], tries: int = 3) -> Iterator[Any]:
     """A cluster with that head and those nodes. On a busy machine Ray's daemons may come too late for one another, and
-    then a raylet gives up: so it is tried again."""
+    then a raylet gives up: so it is tried again. Afterwards SIGTERM does what it did before, not what Ray wants."""
     from ray.cluster_utils import Cluster
 
-    for last in (*[False] * (tries - 1), True):
-        made = Cluster()
-        try:
-            for options in ({"include_dashboard": False, **head}, *nodes):
-                made.add_node(**options)
-        except Exception:
-            with suppress(Exception):
-                made.shutdown()
-            if last:
-                raise
-        else:
-            return made
-    raise AssertionError("no tries")
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        for tries_left in reversed(range(tries)):
+            made = Cluster()
+            try:
+                for options in ({"include_dashboard": False, **head}, *nodes):
+                    made.add_node(**options)
+                break
+            except Exception:
+                with suppress(Exception):
+                    made.shutdown()
+                if not tries_left:
+                    raise
+        yield made
+        made.shutdown()
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -340,6 +340,19 @@ def _named(said: list[str], node: str) -> str:
     return line.partition(" ")[0]
 
 
+def test_ray_takes_sigterm_only_while_connected() -> None:
+    """In a process of its own: Ray allows one connection, and the cluster's is open in this one."""
+    program = (
+        "import signal; from plt_eval.cluster.connection import connect\n"
+        "told = lambda: signal.getsignal(signal.SIGTERM) is signal.SIG_DFL\n"
+        "before = told(); connection = connect('local', at_once=1); during = told(); connection.close()\n"
+        "print(before, during, told())\n"
+    )
+    command = [sys.executable, "-c", program]
+    asked = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=200)
+    assert asked.stdout.split() == ["True", "False", "True"]
+
+
 def test_where_nobody_can_judge_one_line_says_so_at_once(connected: str, tmp_path: Path) -> None:
     """Patches need Docker, which no machine of this cluster declares."""
     row = {

@@ -106,9 +106,8 @@ def cluster() -> Iterator[Any]:
     """Two machines, each with a place for Docker, and a head that does not judge."""
     store = {"object_store_memory": 80 << 20}
     judge = {"num_cpus": 1, "resources": {"docker": 1}, **store}
-    made = started({"num_cpus": 0, **store}, judge, judge)
-    yield made
-    made.shutdown()
+    with started({"num_cpus": 0, **store}, judge, judge) as made:
+        yield made
 
 
 def judges() -> list[psutil.Process]:
