@@ -38,7 +38,7 @@ from plt_benchmarks.protocols import (
     SuiteError,
 )
 from plt_eval.engines.base import Completion, Decoding, Engine, GenerationRequest, Revisable, health_lines
-from plt_eval.errors import UserError
+from plt_eval.errors import UserError, one_line
 from plt_eval.journal import DiskFull
 from plt_eval.progress import RunProgress
 from plt_eval.records import (
@@ -302,7 +302,7 @@ class _Session:
         self._writer.seal()
         scores = _complete_problems(self._writer.samples, self._samples, self._settings.n_samples)
         metrics: Mapping[str, Metric] = self._suite.metrics(scores) if scores else {}
-        missing = [f"{key[0]}#{key[1]}: {_one_line(error)}" for key, error in sorted(self._errors.items())]
+        missing = [f"{key[0]}#{key[1]}: {one_line(error)}" for key, error in sorted(self._errors.items())]
         self._writer.end(metrics, len(scores), missing)
         count = self._writer.manifest.missing
         if count:
@@ -421,7 +421,3 @@ def _complete_problems(
                 Score(values=record.values, judged=record.judged, detail=record.detail) for record in whole
             ]
     return scores
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:300]

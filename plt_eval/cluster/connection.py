@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 from plt_eval.cluster.orders import DOCKER
-from plt_eval.errors import MissingExtra, UserError
+from plt_eval.errors import MissingExtra, UserError, one_line
 
 LOCAL, AUTO = "local", "auto"
 _ANSWER_S = 5.0
@@ -83,8 +83,9 @@ def connect(address: str, *, at_once: int) -> Connection:
             ray.shutdown()
             _restore(on_sigterm)
             if not tries_left:
-                why = " ".join(str(error).split())[:300] or type(error).__name__
-                raise UserError(f"--ray {address}: Ray does not connect ({why}){_about_token(address)}") from None
+                raise UserError(
+                    f"--ray {address}: Ray does not connect ({one_line(error)}){_about_token(address)}"
+                ) from None
     return Connection(address, ray, on_sigterm)
 
 

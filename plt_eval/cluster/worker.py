@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from plt_benchmarks.protocols import Answer, Sample, SandboxError, Score, Scorer, SuiteError
 from plt_eval.cluster.orders import Introduction, Judgement, Order, differences, expectations
-from plt_eval.errors import UserError
+from plt_eval.errors import UserError, one_line
 
 
 class Judge(Protocol):
@@ -34,7 +34,7 @@ def introduce(order: Order, images: tuple[str, ...] = ()) -> Introduction:
     try:
         _judge_for(order)
     except _REFUSALS as error:
-        return Introduction(**about, refused=_one_line(error))
+        return Introduction(**about, refused=one_line(error, limit=500))
     if order.patches is None:
         return Introduction(**about)
     from plt_eval.cluster.patches import stock
@@ -49,7 +49,7 @@ def judge(order: Order, sample: Sample, answer: Answer) -> Judgement:
     try:
         score, files = _judge_for(order).judge(sample, answer)
     except _REFUSALS as error:
-        return Judgement(node, refused=_one_line(error))
+        return Judgement(node, refused=one_line(error, limit=500))
     except Exception as error:
         score, files = Score(error=f"judging raised {type(error).__name__}: {error}"), b""
     if score.error is None:
@@ -136,7 +136,3 @@ def _name(node: str) -> str:
     import socket
 
     return f"{socket.gethostname()}/{node[:6]}"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:500] or type(error).__name__

@@ -28,7 +28,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from plt_eval.corpus.documents import Document, Reading, Rejected
-from plt_eval.errors import UserError
+from plt_eval.errors import UserError, one_line
 
 Records = Iterator[Document | Rejected]
 UNKNOWN = "unknown"
@@ -196,7 +196,7 @@ class HubSource(_Source):
         try:
             return load_dataset(self.dataset, self.config, split=self.split, revision=commit, streaming=True)
         except _hub_errors() as error:
-            raise UserError(f"source hub: {self.dataset} cannot be opened: {_brief(error)}") from error
+            raise UserError(f"source hub: {self.dataset} cannot be opened: {one_line(error)}") from error
 
 
 class InstalledSource(_Source):
@@ -326,14 +326,14 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 if line.strip():
                     yield number, line
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: damaged gzip file: {_brief(error)}") from error
+        raise UserError(f"{path}: damaged gzip file: {one_line(error)}") from error
 
 
 def _json_object(name: str, line: bytes) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except ValueError as error:
-        raise UserError(f"{name}: not JSON: {_brief(error)}") from error
+        raise UserError(f"{name}: not JSON: {one_line(error)}") from error
     if not isinstance(value, dict):
         raise UserError(f"{name}: expected a JSON object, found {type(value).__name__}")
     return value
@@ -345,7 +345,7 @@ def _parquet(path: Path) -> Any:
     try:
         return parquet.ParquetFile(path)
     except ArrowInvalid as error:
-        raise UserError(f"{path}: not a Parquet file: {_brief(error)}") from error
+        raise UserError(f"{path}: not a Parquet file: {one_line(error)}") from error
 
 
 def _hub_commit(dataset: str, revision: str | None) -> str:
@@ -354,7 +354,7 @@ def _hub_commit(dataset: str, revision: str | None) -> str:
     try:
         commit = HfApi().dataset_info(dataset, revision=revision).sha
     except _hub_errors() as error:
-        raise UserError(f"source hub: {dataset} at revision {revision or 'main'}: {_brief(error)}") from error
+        raise UserError(f"source hub: {dataset} at revision {revision or 'main'}: {one_line(error)}") from error
     if commit is None:
         raise UserError(f"source hub: {dataset} has no commit at revision {revision or 'main'}")
     return str(commit)
@@ -369,7 +369,7 @@ def _streamed(dataset: str, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str
         except StopIteration:
             return
         except _hub_errors() as error:
-            why = f"{_brief(error)}; the same command goes on from here"
+            why = f"{one_line(error)}; the same command goes on from here"
             raise UserError(f"source hub: {dataset}: {why}") from error
         yield row
 
@@ -396,7 +396,3 @@ def _fingerprint(files: Sequence[Path]) -> str:
     stats = [(str(path.absolute()), path.stat()) for path in files if path.is_file()]
     lines = "\n".join(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats)
     return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -28,9 +28,9 @@ from plt_eval.engines.hf_generate import GenerateDecoder
 from plt_eval.engines.hf_likelihood import Likelihoods
 from plt_eval.engines.hf_prompts import Job
 from plt_eval.engines.hf_session import SessionDecoder
-from plt_eval.errors import UserError
+from plt_eval.errors import UserError, one_line
 from plt_model import PLTForCausalLM
-from plt_model.loading import CheckpointError, load_model, one_line
+from plt_model.loading import CheckpointError, load_model
 
 
 class HFEngine:

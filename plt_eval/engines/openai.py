@@ -40,7 +40,7 @@ from plt_eval.engines.base import (
     ToolMessage,
 )
 from plt_eval.engines.endpoints import Closed, Endpoint, Endpoints, checked_endpoints, served_name
-from plt_eval.errors import UserError
+from plt_eval.errors import UserError, one_line
 from plt_eval.workers import as_completed
 
 SERVER_STOPS = 4
@@ -578,7 +578,7 @@ def _server_message(body: str) -> str:
         text = message if isinstance(message, str) else body
     except ValueError:
         pass
-    return " ".join(text.split())[:300] or "(no message)"
+    return one_line(text) or "(no message)"
 
 
 def _count_or_none(value: Any) -> int | None:

@@ -26,8 +26,8 @@ from plt_eval.engines.hf_prompts import Job, StopCheck
 from plt_eval.engines.openai import derived_seed
 from plt_eval.engines.vllm_start import check_installed, computes_on, cpu_kv_bytes, installed_version, start
 from plt_eval.engines.vllm_steps import CLOSED, STOPS_EVERY, Asked, Steps, Written
-from plt_eval.errors import UserError
-from plt_model.loading import CheckpointError, check_fit, one_line, read_config
+from plt_eval.errors import UserError, one_line
+from plt_model.loading import CheckpointError, check_fit, read_config
 from plt_model.modeling_plt import set_loops
 
 

@@ -25,8 +25,7 @@ from typing import Any
 import psutil
 import torch
 
-from plt_eval.errors import UserError
-from plt_model.loading import one_line
+from plt_eval.errors import UserError, one_line
 
 TESTED = "0.32"
 """The minor version of vLLM that the tests run."""
@@ -154,9 +153,9 @@ def cpu_kv_bytes(most: int = CPU_KV_BYTES) -> int | None:
 
 def refusal(error: BaseException) -> UserError:
     """What vLLM says, in one line, with the option to change where one helps."""
-    said = re.sub(r"^\d+ validation errors? for \w+ ", "", one_line(error) or type(error).__name__)
+    said = re.sub(r"^\d+ validation errors? for \w+ ", "", one_line(error))
     said = re.sub(r"^Value error, | \[type=value_error.*", "", said).strip()
-    whole = " ".join(str(error).split()) + type(error).__name__
+    whole = one_line(error, limit=sys.maxsize) + type(error).__name__
     for pattern, meaning, instead in _CAUSES:
         if re.search(pattern, whole):
             return UserError(f"--engine vllm: {meaning}; try {instead}. vLLM says: {said}")

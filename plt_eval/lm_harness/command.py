@@ -21,11 +21,11 @@ from rich.progress import MofNCompleteColumn
 
 from plt_benchmarks.eleuther import LmEvalSuite
 from plt_eval.engines.base import Engine, health_lines
-from plt_eval.errors import UserError
+from plt_eval.errors import UserError, one_line
 from plt_eval.journal import DiskFull, write_atomically
 from plt_eval.lm_harness.answers import AnswerRecord, JournaledAnswers, Unanswered, samples_text
 from plt_eval.lm_harness.results import documents, metrics_of, sample_id
-from plt_eval.lm_harness.tasks import Catalogue, Chosen, Requests, built, hub_source, prepare, quiet
+from plt_eval.lm_harness.tasks import Catalogue, Chosen, Requests, built, hub_source, prepare, quiet, told
 from plt_eval.progress import LoggedBar, Rate
 from plt_eval.records import DecodingRecord, Identity
 from plt_eval.runner import Result, RunInterrupted, Settings
@@ -114,7 +114,7 @@ class _Notes(logging.Handler):
         self._notify, self._told = notify, set[str]()
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = " ".join(record.getMessage().split())[:400]
+        text = one_line(record.getMessage(), limit=400)
         if text not in self._told:
             self._told.add(text)
             self._notify(f"lm-eval: {text}")
@@ -208,7 +208,7 @@ def _evaluate(job: Job, writer: RunWriter, console: Console) -> Result:
         with progress:
             results = _ask(job)
         if isinstance(results, Unanswered):
-            missing = [" ".join(str(results).split())[:300]]
+            missing = [one_line(results)]
             console.print(
                 f"warning: {job.chosen.name}: {missing[0]}; run the same command again to try them again",
                 style="yellow",
@@ -262,9 +262,8 @@ def _ask(job: Job) -> Any:
     except (UserError, OSError):
         raise
     except Exception as error:
-        text = " ".join(str(error).split())[:400]
         raise UserError(
-            f"lm-eval:{job.chosen.name} broke off with {type(error).__name__}: {text} (PLT_EVAL_DEBUG=1 shows where)"
+            f"lm-eval:{job.chosen.name} broke off with {told(error)} (PLT_EVAL_DEBUG=1 shows where)"
         ) from error
 
 

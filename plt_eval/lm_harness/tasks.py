@@ -106,7 +106,7 @@ class Catalogue:
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"lm-eval:{name} cannot be loaded: {_told(error)}") from error
+            raise UserError(f"lm-eval:{name} cannot be loaded: {told(error)}") from error
         for task in loaded["tasks"].values():
             refuse_unsafe(name, task.task_name, unsafe=bool(getattr(task, "UNSAFE_CODE", False)))
             if getattr(task, "MULTIMODAL", False):
@@ -279,7 +279,7 @@ def built(chosen: Chosen, lm: Any, limit: int | None, *, chat: bool) -> Iterator
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"lm-eval: task {task.task_name} cannot be put into prompts: {_told(error)}") from error
+            raise UserError(f"lm-eval: task {task.task_name} cannot be put into prompts: {told(error)}") from error
         task.build_all_requests = _built_already
     try:
         yield Requests(_named(chosen))
@@ -353,7 +353,7 @@ def _parts(name: str, loaded: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     return parts
 
 
-def _told(error: Exception) -> str:
+def told(error: Exception) -> str:
     """An error of lm-eval's or of a task's in one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:400]}" if text else type(error).__name__

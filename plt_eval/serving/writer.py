@@ -28,11 +28,10 @@ from plt_eval.engines.hf import HFEngine
 from plt_eval.engines.hf_generate import sampling
 from plt_eval.engines.hf_prompts import Job, StopCheck
 from plt_eval.engines.hf_session import SessionDecoder, slots_that_fit
-from plt_eval.errors import UserError
+from plt_eval.errors import UserError, one_line
 from plt_eval.serving.asked import Asked
 from plt_model.decode.prefill import CHUNK
 from plt_model.decode.session import DecodeSession, Request
-from plt_model.loading import one_line
 
 SLOTS = 8
 """Requests decoded at a time, at most; fewer where their cache would not fit in memory."""

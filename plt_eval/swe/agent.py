@@ -35,7 +35,7 @@ from plt_eval.engines.base import (
     health_lines,
 )
 from plt_eval.engines.conversations import SharedEngine
-from plt_eval.errors import MissingExtra, UserError
+from plt_eval.errors import MissingExtra, UserError, one_line
 from plt_eval.journal import DiskFull, write_atomically
 from plt_eval.swe.containers import DockerHost
 from plt_eval.swe.conversation import POLICY, ChatModel, EngineTrouble
@@ -174,10 +174,10 @@ class AgentEngine:
                 self._host.ensure(task)
                 return self._attempt(request, task)
             except (SandboxError, subprocess.SubprocessError, ContainerLost) as error:
-                trouble = _one_line(error)
+                trouble = _trouble_line(error)
             except EngineTrouble as error:
                 self._host.release(task)
-                return Completion(request.id, "", "error", error=f"the engine gave up: {_one_line(error)}")
+                return Completion(request.id, "", "error", error=f"the engine gave up: {_trouble_line(error)}")
         self._host.release(task)
         return Completion(request.id, "", "error", error=f"infrastructure: {trouble}")
 
@@ -413,7 +413,7 @@ def configuration(actions: Actions, workdir: str = "/testbed") -> dict[str, Any]
     return loaded
 
 
-def _one_line(error: BaseException) -> str:
+def _trouble_line(error: BaseException) -> str:
     if isinstance(error, subprocess.CalledProcessError) and error.stderr:
         return " ".join(str(error.stderr).split())[-300:]
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return one_line(error)

@@ -22,7 +22,7 @@ import psutil
 
 from plt_benchmarks.protocols import SandboxError
 from plt_benchmarks.swe.rows import Task
-from plt_eval.errors import MissingExtra, UserError
+from plt_eval.errors import MissingExtra, UserError, one_line
 from plt_eval.sandbox.owners import is_orphan, process_identity
 
 LABEL = "plt-eval.swe"
@@ -96,7 +96,7 @@ class DockerHost:
             self._info = self._client.info()
         except (docker.errors.DockerException, OSError) as error:
             raise SandboxError(
-                f"no Docker daemon answers: does it run, and may this user reach it? ({_one_line(error)})"
+                f"no Docker daemon answers: does it run, and may this user reach it? ({one_line(error)})"
             ) from error
         self.remove_orphans()
 
@@ -239,7 +239,7 @@ class DockerHost:
         try:
             yield
         except (self._docker.errors.DockerException, OSError) as error:
-            raise SandboxError(f"{what} ({_one_line(error)})") from error
+            raise SandboxError(f"{what} ({one_line(error)})") from error
 
 
 def _follow_the_commands_context() -> None:
@@ -271,7 +271,3 @@ def disk_of_images(images: int, environments: int, keep: KeepImages, at_once: in
 
 def _first_by_image(tasks: Sequence[Task]) -> list[Task]:
     return list({task.image: task for task in reversed(tasks)}.values())
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

@@ -17,7 +17,7 @@ def started(head: dict[str, Any], *nodes: dict[str, Any], tries: int = 3) -> Ite
     before = signal.getsignal(signal.SIGTERM)
     try:
         for tries_left in reversed(range(tries)):
-            made = Cluster()
+            made: Any = Cluster()
             try:
                 for options in ({"include_dashboard": False, **head}, *nodes):
                     made.add_node(**options)
