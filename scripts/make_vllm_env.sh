@@ -38,5 +38,5 @@ for requirement in map(Requirement, told):
         requirement.marker = None
         print(requirement)
 PYTHON
-"${pip[@]}" "torch==$torch" -r "$wheels/requirements.txt" pytest pytest-timeout hypothesis -e "$root$extras"
+"${pip[@]}" "torch==$torch" -r "$wheels/requirements.txt" pytest pytest-timeout pytest-xdist hypothesis -e "$root$extras"
 "${pip[@]}" --no-deps "$wheels"/*.whl

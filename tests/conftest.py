@@ -5,11 +5,37 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+from filelock import FileLock
 
 if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # pytest has put this folder on the path, where tests/vllm would pass for a package called vllm.
 sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).parent)]
+
+# Whoever is started in the background by a shell ignores Ctrl-C, and so would the commands that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> None:
+    """The shapes are tiny, other work may share the machine, and sums in one order are the same bits each time."""
+    import torch  # not above: tests/vllm says first how it is to be loaded
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[None]:
+    """For modules that look at all containers or judges of this machine: one of them at a time, whichever process of
+    pytest it is in."""
+    with FileLock(Path(tempfile.gettempdir()) / "plt-eval-tests-alone.lock"):
+        yield

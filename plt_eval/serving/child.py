@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +24,7 @@ import psutil
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
+_DYING_S = 3.0
 _EXCEPTION = re.compile(r"(?:^|\s)(?P<line>(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt)\w*: .+)$")
 _POINTER = ("Engine core initialization failed", "WorkerProc initialization failed")
 """What vLLM's first process says when another one has said why."""
@@ -99,6 +101,7 @@ class Child:
         finally:
             self._signal(signal.SIGKILL, group=True)
             self.process.wait()
+            self._wait_for_group(_DYING_S)
 
     def _check(self, patience_s: float) -> None:
         try:
@@ -116,6 +119,14 @@ class Child:
                 os.killpg(self.process.pid, number)  # of a group that others of its processes keep alive, too
             else:
                 self.process.send_signal(number)
+
+    def _wait_for_group(self, patience_s: float) -> None:
+        """A killed process with gigabytes takes its time to give them back."""
+        deadline = time.monotonic() + patience_s
+        with suppress(ProcessLookupError):
+            while time.monotonic() < deadline:
+                os.killpg(self.process.pid, 0)
+                time.sleep(0.02)
 
     def _pass_on(self) -> None:
         assert self.process.stdout is not None

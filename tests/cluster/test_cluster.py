@@ -39,6 +39,7 @@ from plt_eval.runner import Result, Settings, run
 from plt_eval.store import list_runs
 from plt_eval.swe.command import SweOptions
 
+pytestmark = pytest.mark.usefixtures("alone")
 SLEEPER = "import time\n\ndef {name}(*_):\n    time.sleep(600)\n"
 
 

@@ -1,4 +1,4 @@
-"""One thread and no network for the diagnostics' tests: the shapes are tiny, and other work may share the machine."""
+"""The same seed and no network for the diagnostics' tests."""
 
 from __future__ import annotations
 
@@ -12,6 +12,5 @@ import torch
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+def _same_seed() -> None:
     torch.manual_seed(0)

@@ -57,7 +57,6 @@ PADDINGS = ("none", "right", "left")
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     with torch.no_grad():
         yield

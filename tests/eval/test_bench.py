@@ -43,7 +43,6 @@ class Clock:
 
 @pytest.fixture(scope="module")
 def family() -> Family:
-    torch.set_num_threads(1)
     return Family.random("small", dtype=torch.float32, device=CPU, seed=0)
 
 

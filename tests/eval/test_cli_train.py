@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from transformers import AutoTokenizer
 
@@ -42,11 +41,6 @@ FIELDS: dict[str, Any] = {
     "checkpoint": {"every": 2},
 }
 TUNING: dict[str, Any] = {"name": "polish", "batch": 2, "max_length": 256, "optimizer": {"lr": 0.001}}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def write(path: Path, fields: dict[str, Any], **changes: Any) -> Path:

@@ -65,11 +65,6 @@ def go(results: Path, drawn: Drawn | None = None, of: Subject | None = None, **c
     return diagnose(of or subject(), drawn or samples(), settings, console=Console(stderr=True, width=200))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Diagnosis:
     """A diagnosis that nothing interrupted."""

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from plt_eval.cli.main import main
 from plt_eval.diagnosis.store import list_diagnoses
@@ -45,7 +44,6 @@ class Cli:
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
     monkeypatch.chdir(tmp_path)
-    torch.set_num_threads(1)
     return Cli(capsys)
 
 

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -728,11 +727,3 @@ def test_the_table_is_the_same_in_the_terminal() -> None:
 )  # fmt: skip
 def test_sizes(count: int | None, text: str) -> None:
     assert _size(count) == text
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

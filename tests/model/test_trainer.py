@@ -56,7 +56,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[int, tuple[Path, list[list[int]]]]:
     """By loop count: the training's folder, and every window that the model was given."""
-    torch.set_num_threads(1)
     folder, made = tmp_path_factory.mktemp("family"), {}
     for loops in LOOPS:
         with recorded() as seen:

@@ -84,7 +84,6 @@ def run(recipe: TuningRecipe, model: Path, data: Path, out: Path, **options: Any
 @pytest.fixture(scope="module")
 def through(tmp_path_factory: pytest.TempPathFactory, model: Path, data: Path) -> tuple[Path, list[list[int]]]:
     """A finished fine-tuning, and the rows that its model was given, padded as they came."""
-    torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("through") / "out"
     with recorded() as seen:
         run(polish(), model, data, out)

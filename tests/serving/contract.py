@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 import torch
 
@@ -137,7 +138,7 @@ def running(folder: Path, *options: str) -> Iterator[Served]:
         yield Served(url[0], line, engine, process, log)
     finally:
         engine.close()
-        children = _descendants(process.pid)
+        children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGTERM)
         try:
             process.wait(ENDS_WITHIN_S)
@@ -145,16 +146,18 @@ def running(folder: Path, *options: str) -> Iterator[Served]:
             process.kill()
     assert process.returncode == 143
     assert children
-    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()], "a process of the server lives on"
+    assert not [child for child in children if _lives(child)], "a process of the server lives on"
     with socket.socket() as it:
         it.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         it.bind(("127.0.0.1", int(url[0].split(":")[2].partition("/")[0])))
 
 
-def _descendants(parent: int) -> set[int]:
-    import psutil
-
-    return {child.pid for child in psutil.Process(parent).children(recursive=True)}
+def _lives(process: psutil.Process) -> bool:
+    """Whether it is more than an entry that nobody has collected yet."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 # --- the tests ------------------------------------------------------------------------------------------
