@@ -12,6 +12,7 @@ from concurrent.futures import Future
 
 from plt_eval.engines.base import Completion, Engine, GenerationRequest
 from plt_eval.errors import UserError
+from plt_eval.records import storable
 
 GATHER_S = 0.02
 """How long the first request of a batch waits for others, in seconds."""
@@ -89,16 +90,18 @@ def refused_for_length(error: UserError) -> bool:
 
 
 def written_tool_calls(text: str) -> list[dict[str, str]]:
-    """Tool calls as models write them: JSON in <tool_call>, or <function=name> with <parameter=name>."""
+    """Tool calls as models write them: JSON in <tool_call>, or <function=name> with <parameter=name>. Without lone
+    surrogates, which JSON can write and no request can hold."""
     calls = []
     for found in _TOOL_JSON.finditer(text):
         try:
             value = json.loads(found[1])
+            arguments = value.get("arguments", {})
+            written = arguments if isinstance(arguments, str) else json.dumps(arguments)
+            name = str(value.get("name"))
         except (ValueError, RecursionError):
             continue
-        arguments = value.get("arguments", {})
-        written = arguments if isinstance(arguments, str) else json.dumps(arguments)
-        calls.append({"name": str(value.get("name")), "arguments": written})
+        calls.append({"name": storable(name), "arguments": storable(written)})
     for found in _TOOL_XML.finditer(text):
         arguments = {parameter[1]: parameter[2] for parameter in _PARAMETER.finditer(found[2])}
         calls.append({"name": found[1], "arguments": json.dumps(arguments)})

@@ -11,8 +11,8 @@ What is sent, and what is not:
 - The key comes from the environment alone, and is never part of the engine's identity. Every endpoint gets it.
 
 Refusals that a retry cannot cure (400, 401, 404, ...) end the run at once. Everything else (429, 5xx, time-outs, lost
-connections, unreadable answers) is tried again with growing, jittered waits; a request that never succeeds becomes a
-completion with `error`, and many of those in a row end the run.
+connections, unreadable answers, among them those that the server broke off) is tried again with growing, jittered
+waits; a request that never succeeds becomes a completion with `error`, and many of those in a row end the run.
 
 With several endpoints (which one is asked when: plt_eval.engines.endpoints) all that holds of a round: what fails at
 one is tried at the others at once, and only when none of them gives an answer there is a wait. A refusal counts when
@@ -26,7 +26,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal, TypeVar
 
@@ -41,6 +41,7 @@ from plt_eval.engines.base import (
 )
 from plt_eval.engines.endpoints import Closed, Endpoint, Endpoints, checked_endpoints, served_name
 from plt_eval.errors import UserError, one_line
+from plt_eval.records import storable
 from plt_eval.workers import as_completed
 
 SERVER_STOPS = 4
@@ -53,6 +54,16 @@ GIVE_UP_AFTER = 16
 """Requests in a row that may fail for good before the run ends."""
 LOOK_S = 10.0
 """How long an endpoint may take to say which models it serves, in seconds."""
+MOST_BYTES = 64 << 20
+"""Of an answer. A prompt's log-probabilities are the longest ones: some 100 bytes a token."""
+FINISHED: dict[str, FinishReason] = {
+    **dict.fromkeys(("stop", "eos", "eos_token", "stop_sequence"), "stop"),
+    **dict.fromkeys(("tool_calls", "function_call", "content_filter"), "stop"),
+    **dict.fromkeys(("length", "model_length", "repetition"), "length"),
+}
+"""How servers say that an answer is whole, or as long as it may be. Any other reason (abort, error, ...) is theirs."""
+UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
+"""What reading an answer may raise that is not as it should be."""
 
 R = TypeVar("R")
 
@@ -62,8 +73,9 @@ class OpenAIEngine:
 
     `concurrency` requests are under way at a time at each endpoint. A request gets `retries` more tries after its first
     (with several endpoints: rounds), waiting about `backoff_s` * 2^try seconds in between (or what Retry-After says, at
-    most `max_wait_s`), and each try `timeout_s` seconds without a byte. `served_as` stands for the addresses in the
-    identity. `notify` is told of trouble, once a kind, and of every change of an endpoint's state.
+    most `max_wait_s`), and each try `timeout_s` seconds (where the server falls silent in mid-answer, so many more).
+    `served_as` stands for the addresses in the identity. `notify` is told of trouble, once a kind, and of every change
+    of an endpoint's state.
     """
 
     name = "openai"
@@ -108,11 +120,12 @@ class OpenAIEngine:
         self._endpoints = Endpoints(
             urls, at_a_time=concurrency, backoff_s=backoff_s, max_wait_s=max_wait_s, notify=self._notify
         )
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}  # how large: known while it comes
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
         connections = (concurrency + 1) * len(urls)  # one to look
         self._client = httpx.Client(
             headers=headers,
-            timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, LOOK_S)),
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
         )
 
@@ -236,11 +249,12 @@ class OpenAIEngine:
 
     def _post(self, body: dict[str, Any], read: Callable[[Any], R], conversation: str = "") -> tuple[R, Endpoint]:
         """An answer through `read`, and whose it is. Raises UserError for a refusal, _GaveUp after the last try."""
+        sent = storable(json.dumps(body, ensure_ascii=False, separators=(",", ":"))).encode()
         said: dict[str, str] = {}
         tried = 0
         while tried <= self._retries:
             try:
-                done = self._round(body, read, conversation)
+                done = self._round(sent, read, conversation)
                 if isinstance(done, tuple):
                     return done
                 said |= done.said
@@ -256,7 +270,7 @@ class OpenAIEngine:
             trouble = next(iter(said.values()))
         raise _GaveUp(f"{trouble} (after {self._retries + 1} tries)")
 
-    def _round(self, body: dict[str, Any], read: Callable[[Any], R], conversation: str) -> tuple[R, Endpoint] | _Lost:
+    def _round(self, body: bytes, read: Callable[[Any], R], conversation: str) -> tuple[R, Endpoint] | _Lost:
         """The first answer of the endpoints that can be asked now, or what all of them said instead."""
         lost = _Lost()
         asked: list[Endpoint] = []
@@ -284,7 +298,7 @@ class OpenAIEngine:
     def _refused(self, endpoint: Endpoint, refusal: str) -> str:
         return f"{endpoint.url}{self._path} refused: {refusal}"
 
-    def _ask(self, endpoint: Endpoint, body: dict[str, Any], read: Callable[[Any], R], conversation: str) -> R:
+    def _ask(self, endpoint: Endpoint, body: bytes, read: Callable[[Any], R], conversation: str) -> R:
         """One exchange, of which the endpoint's state is told. Raises _Failed."""
         import httpx
 
@@ -293,31 +307,52 @@ class OpenAIEngine:
             if endpoint.down and pool.several:
                 self._models(endpoint)  # a server that hangs is not worth a whole time-out
             started = time.monotonic()
-            response = self._client.post(endpoint.url + self._path, json=body)
+            code, headers, said = self._exchanged("POST", endpoint.url + self._path, self._timeout_s, body)
         except httpx.RequestError as error:
             trouble, timeout = _words(error), isinstance(error, httpx.ReadTimeout)
         else:
-            code = response.status_code
             if code == 200:
                 try:
-                    answer = read(response.json())
-                except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-                    trouble = self._hide_key(f"unreadable answer ({type(error).__name__}: {error})")
+                    answer = read(json.loads(said))
+                except UNREADABLE as error:
+                    trouble = f"unreadable answer ({one_line(self._hide_key(_words(error)))})"
                 else:
                     pool.answered(endpoint, time.monotonic() - started, conversation)
                     return answer
             else:
-                trouble = f"HTTP {code}: {_server_message(self._hide_key(response.text))}"
+                trouble = f"HTTP {code}: {_server_message(self._hide_key(said.decode(errors='replace')))}"
                 if code < 500 and code not in RETRIED:
                     if code not in OF_THE_REQUEST:
                         pool.put_out(endpoint, trouble)
                     raise _Failed(trouble, refused=code in OF_THE_REQUEST)
-                wait = _retry_after(response.headers.get("Retry-After"))
+                wait = _retry_after(headers.get("Retry-After"))
                 if code == 429 or wait is not None:
                     pool.busy(endpoint, trouble, wait)
                     raise _Failed(trouble, wait=wait)
         pool.failed(endpoint, trouble)
         raise _Failed(trouble, timeout=timeout)
+
+    def _exchanged(
+        self, method: str, url: str, within_s: float, body: bytes | None = None
+    ) -> tuple[int, Mapping[str, str], bytearray]:
+        """Status, headers and body of an answer, however slow or long the server would make it. Raises
+        httpx.RequestError."""
+        import httpx
+
+        deadline = time.monotonic() + within_s
+        timeout = httpx.Timeout(within_s, connect=min(within_s, LOOK_S))
+        said = bytearray()
+        with self._client.stream(method, url, content=body, timeout=timeout) as response:
+            encoding = response.headers.get("Content-Encoding", "identity")
+            if encoding.lower() != "identity":
+                raise httpx.DecodingError(f"Content-Encoding {encoding[:40]!r}, though identity was asked for")
+            for piece in response.iter_raw():
+                said += piece
+                if len(said) > MOST_BYTES:
+                    raise httpx.ReadError(f"an answer of more than {MOST_BYTES >> 20} MiB")
+                if time.monotonic() > deadline:
+                    raise httpx.ReadTimeout(f"no whole answer in {within_s:g} s")
+        return response.status_code, response.headers, said
 
     def _sleep(self, attempt: int, asked: float | None) -> bool:
         """Wait for the next round: whether the wait was cut short, as an endpoint came back."""
@@ -370,10 +405,10 @@ class OpenAIEngine:
     def _models(self, endpoint: Endpoint) -> set[str] | None:
         """What an endpoint says that it serves; None if it does not say. Raises httpx.RequestError when it is not
         there."""
-        response = self._client.get(endpoint.url + "/models", timeout=min(LOOK_S, self._timeout_s))
+        _, _, said = self._exchanged("GET", endpoint.url + "/models", min(LOOK_S, self._timeout_s))
         try:
-            return {str(model["id"]) for model in response.json()["data"]}
-        except (ValueError, TypeError, KeyError):
+            return {str(model["id"]) for model in json.loads(said)["data"]}
+        except UNREADABLE:
             return None
 
     def _say_where_the_key_goes(self) -> None:
@@ -430,8 +465,8 @@ class _Lost:
 
 
 class _Drawn:
-    """The one choice of a chat or text completion. `read` raises ValueError, TypeError, KeyError, IndexError or
-    AttributeError for anything else."""
+    """The one choice of a chat or text completion. `read` raises one of UNREADABLE for anything else, and for an answer
+    that is not said to have ended: half an answer must not be judged."""
 
     def __init__(
         self, text: str, finish_reason: FinishReason, usage: dict[str, Any], tool_calls: list[dict[str, str]]
@@ -446,21 +481,20 @@ class _Drawn:
     def read(cls, value: Any) -> _Drawn:
         choice = _first_choice(value)
         reason = choice.get("finish_reason")
+        if reason is None:
+            raise ValueError("the server does not say why it ended: no finish_reason")
         calls = []
         if "message" in choice:
-            calls = [
-                {"id": call["id"], "name": call["function"]["name"], "arguments": call["function"]["arguments"]}
-                for call in choice["message"].get("tool_calls") or ()
-            ]
+            calls = [_call(call) for call in choice["message"].get("tool_calls") or ()]
             text = choice["message"].get("content")
-            if text is None and reason is not None:
+            if text is None:
                 text = ""  # a refusal, or thinking that used up every token
         else:
             text = choice["text"]
         if not isinstance(text, str):
             raise TypeError(f"expected text, found {type(text).__name__}")
         usage = value.get("usage")
-        return cls(text, "length" if reason == "length" else "stop", usage if isinstance(usage, dict) else {}, calls)
+        return cls(storable(text), FINISHED[reason], usage if isinstance(usage, dict) else {}, calls)
 
 
 class _Echo:
@@ -486,7 +520,7 @@ class _Echo:
                     total, count = total + logprob, count + 1
                     greedy = greedy and logprob >= max(top.values())
                 place += len(token)
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
+        except (*UNREADABLE, OverflowError) as error:
             raise UserError(
                 f"{endpoint} gives no log-probabilities of a prompt (completions with echo and logprobs)"
             ) from error
@@ -540,7 +574,7 @@ def _retry_after(value: str | None) -> float | None:
         pass
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
@@ -550,7 +584,17 @@ def _first_choice(value: Any) -> dict[str, Any]:
     choice = value["choices"][0]
     if not isinstance(choice, dict):
         raise TypeError(f"choice is {type(choice).__name__}")
+    reason = choice.get("finish_reason")
+    if reason is not None and reason not in FINISHED:
+        raise ValueError(f"the server ended it: {reason!r}")
     return choice
+
+
+def _call(stated: dict[str, Any]) -> dict[str, str]:
+    """A call of a tool as the protocol has it, in texts that can be sent and stored."""
+    name, arguments = stated["function"]["name"], stated["function"]["arguments"]
+    written = arguments if isinstance(arguments, str) else json.dumps(arguments)
+    return {"id": storable(stated["id"] or ""), "name": storable(name), "arguments": storable(written)}
 
 
 def _checked_key(key: str) -> str:
@@ -576,9 +620,9 @@ def _server_message(body: str) -> str:
         error = value.get("error", value) if isinstance(value, dict) else value
         message = error.get("message") if isinstance(error, dict) else error
         text = message if isinstance(message, str) else body
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
-    return one_line(text) or "(no message)"
+    return storable(one_line(text)) or "(no message)"
 
 
 def _count_or_none(value: Any) -> int | None:

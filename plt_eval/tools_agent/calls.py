@@ -24,14 +24,22 @@ def calls_of(completion: Completion, tools: Sequence[Mapping[str, Any]]) -> list
 
 
 def _typed(arguments: str, kinds: Mapping[str, Any]) -> str:
-    """Arguments whose texts stand for other values, as these."""
-    given = json.loads(arguments)
-    if not isinstance(given, dict):
+    """Arguments whose texts stand for other values, as these; as they are where they are no JSON object."""
+    try:
+        given = json.loads(arguments)
+        if not isinstance(given, dict):
+            return arguments
+        for name, value in given.items():
+            if isinstance(value, str) and kinds.get(name, {}).get("type", "string") != "string":
+                given[name] = _value(value)
+        return json.dumps(given)
+    except (ValueError, RecursionError):
         return arguments
-    for name, value in given.items():
-        if isinstance(value, str) and kinds.get(name, {}).get("type", "string") != "string":
-            try:
-                given[name] = json.loads(value)
-            except (ValueError, RecursionError):
-                given[name] = {"True": True, "False": False, "None": None}.get(value.strip(), value)
-    return json.dumps(given)
+
+
+def _value(text: str) -> Any:
+    """What a text stands for, in JSON or as Python says it; itself where it is neither."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return {"True": True, "False": False, "None": None}.get(text.strip(), text)

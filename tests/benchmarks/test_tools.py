@@ -711,12 +711,19 @@ TOOL = {"function": {"name": "f", "parameters": {"properties": {"n": {"type": "i
         ("<function=f><parameter=n>many</parameter></function>", [("f", {"n": "many"})]),
         ("f(n=1)", []),
         ("<tool_call>{broken}</tool_call>", []),
+        ('<tool_call>{"name": "\\ud800", "arguments": "\\"\\udc00\\""}</tool_call>', [("\ufffd", "\ufffd")]),
         ('<tool_call>{"name": "f", "arguments": {"n": ' + "[" * 20_000 + "]" * 20_000 + "}}</tool_call>", []),
     ],
 )  # fmt: skip
 def test_calls_as_models_write_them(text: str, calls: list[tuple[str, dict[str, Any]]]) -> None:
     found = calls_of(Completion("x", text, "stop"), [TOOL])
     assert [(call["name"], json.loads(call["arguments"])) for call in found] == calls
+
+
+def test_arguments_that_are_no_json_stay_as_they_are() -> None:
+    written = '<tool_call>{"name": "f", "arguments": "no json"}</tool_call><function=f></function>'
+    found = calls_of(Completion("x", written, "stop"), [TOOL])
+    assert found == [{"name": "f", "arguments": "no json"}, {"name": "f", "arguments": "{}"}]
 
 
 @official

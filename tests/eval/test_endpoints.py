@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bad_server import Server, ServerProcess, drop, good, hang, raw, status, summing
+from bad_server import Server, ServerProcess, drop, good, hang, raw, send, status, summing
 from rich.console import Console
 from test_cli import PLT_EVAL, Cli, cli
 from toy_parts import NoSandbox, SumSuite
@@ -525,6 +525,17 @@ def test_what_does_not_serve_the_model_is_said_in_one_line(server: Server, secon
     server.models, second.models = ["m", "x"], ["c", "a", "b", "d"]
     assert_all_well(drawn(engine(server, second, notify=notes.append), 4))
     assert notes == [f"--api-model m is not among what {second.url} serves: a, b, c and 1 more"]
+
+
+def test_one_that_answers_nonsense_about_its_models_is_fine(server: Server, second: Server) -> None:
+    class Nested(second.RequestHandlerClass):  # type: ignore[name-defined,misc]
+        def do_GET(self) -> None:
+            send(self, 200, b"[" * 200_000)
+
+    second.RequestHandlerClass = Nested
+    notes: list[str] = []
+    assert_all_well(drawn(engine(server, second, notify=notes.append), 4))
+    assert notes == []
 
 
 def test_one_that_is_not_there_at_the_start_is_said_in_one_line(server: Server) -> None:

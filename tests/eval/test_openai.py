@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import time
@@ -10,9 +11,10 @@ from email.utils import formatdate
 from typing import Any
 
 import pytest
-from bad_server import Reply, Server, cut_short, drop, good, hang, raw, status
+from bad_server import Reply, Server, cut_short, drop, good, hang, raw, send, status
 
 from plt_benchmarks.protocols import Message, Prompt
+from plt_eval.engines import openai
 from plt_eval.engines.base import Completion, Decoding, GenerationRequest, LoglikelihoodRequest
 from plt_eval.engines.openai import GIVE_UP_AFTER, OpenAIEngine, derived_seed
 from plt_eval.errors import UserError
@@ -111,6 +113,15 @@ TROUBLE: dict[str, Reply] = {
     "500": status(500),
     "503": status(503),
     "429": status(429),
+    "nested-500": lambda handler, _: send(handler, 500, b"[" * 200_000),
+    "no-such-charset": lambda handler, _: send(handler, 500, b"zz", Content_Type="text/plain; charset=hex"),
+    "no-date": status(503, Retry_After="Mon, 01 Jan 99999999999999999999 00:00:00 GMT"),
+    "surrogate-message": status(500, "\ud800"),
+    "aborted": good("def half(", reason="abort"),
+    "failed": good("def half(", reason="error"),
+    "not-said-to-have-ended": good("def half(", reason=None),
+    "nested": raw(b"[" * 200_000),
+    "compressed": lambda handler, _: send(handler, 200, gzip.compress(b" " * 1_000_000), Content_Encoding="gzip"),
     "garbage": raw(b"<html>busy</html>"),
     "truncated": raw(b'{"choices": [{"text": "4'),
     "not-utf8": raw(b'{"choices": [{"text": "\xff"}]}'),
@@ -143,7 +154,63 @@ def test_trouble_that_stays_is_that_completions_error(server: Server, name: str)
     assert completion.error is not None
     assert completion.error.endswith("(after 3 tries)")
     assert "\n" not in completion.error
+    assert completion.error.encode(), "it can be told and stored"
     assert len(server.asked) == 3
+
+
+@pytest.mark.parametrize("reason", ["stop", "eos_token", "tool_calls", "length", "model_length", "repetition"])
+def test_what_servers_call_an_end(server: Server, reason: str) -> None:
+    server.plan = [good(reason=reason)]
+    completion = one(engine(server, retries=0))
+    assert completion.text == "42"
+    assert completion.finish_reason == ("length" if reason in ("length", "model_length", "repetition") else "stop")
+
+
+def test_what_utf_8_cannot_hold_is_neither_sent_nor_read(server: Server) -> None:
+    """JSON can write half a surrogate pair, and then the next request would hold it."""
+    function = {"name": "f\ud800", "arguments": "{}\udc00"}
+    message = {"content": "a\ud800b", "tool_calls": [{"id": "\ud800", "function": function}]}
+    server.plan = [raw(json.dumps({"choices": [{"message": message, "finish_reason": "tool_calls"}]}).encode())]
+    completion = one(engine(server, api="chat"), Prompt("say \ud800 or \U0001f600"))
+    assert server.asked[0]["messages"][0]["content"] == "say \ufffd or \U0001f600"
+    assert completion.text == "a\ufffdb"
+    assert completion.detail["tool_calls"] == [{"id": "\ufffd", "name": "f\ufffd", "arguments": "{}\ufffd"}]
+
+
+def test_an_answer_without_end_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai, "MOST_BYTES", 1 << 20)
+    sent = 0
+
+    def endless(handler: Any, _: dict[str, Any]) -> None:
+        nonlocal sent
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(1 << 40))
+        handler.end_headers()
+        while True:
+            sent += handler.wfile.write(b" " * (1 << 16))
+
+    server.plan = [endless]
+    notes: list[str] = []
+    assert one(engine(server, notify=notes.append)).text == "42"
+    assert notes == [f"{server.url}: ReadError: an answer of more than 1 MiB; trying again"]
+    assert sent < 64 << 20
+
+
+def test_an_answer_that_trickles_is_given_up_in_time(server: Server) -> None:
+    def trickle(handler: Any, _: dict[str, Any]) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        for _ in range(1000):
+            handler.wfile.write(b" ")
+            time.sleep(0.02)
+
+    server.plan = [trickle]
+    notes: list[str] = []
+    began = time.monotonic()
+    assert one(engine(server, timeout_s=0.3, notify=notes.append)).text == "42"
+    assert 0.3 <= time.monotonic() - began < 5
+    assert notes == [f"{server.url}: ReadTimeout: no whole answer in 0.3 s; trying again"]
 
 
 def test_a_server_that_hangs_is_given_up(server: Server) -> None:
