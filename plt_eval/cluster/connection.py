@@ -141,6 +141,8 @@ def _check_answers(address: str, told: str) -> None:
         return
     try:
         with socket.create_connection(place, timeout=_ANSWER_S) as line:
+            if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+                return  # it says nothing to whoever shows no certificate
             line.sendall(_HELLO)
             line.settimeout(_ANSWER_S)
             answer = line.recv(9)

@@ -4,6 +4,7 @@ machine's Docker, and a folder whose files go back to the run."""
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import os
 import shutil
@@ -28,6 +29,8 @@ PREFIX = "plt-eval-judged-"
 OWNER = "owner"
 MOST_BYTES = 64 << 20
 """Larger files of a harness stay behind: they are no reports, and its logs are shorter."""
+MOST_IN_ALL = 256 << 20
+"""Of the files of one judgement: the largest stay behind."""
 _SWEEPS, _PAUSE_S = 3, 1.0
 
 
@@ -98,21 +101,29 @@ def _remove_folders() -> None:
 
 def packed(folder: Path) -> bytes:
     """The files below `folder` as a compressed tar; empty where there are none."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()]
+    files = [(path.stat().st_size, path) for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     if not files:
         return b""
     content = io.BytesIO()
+    room = MOST_IN_ALL
     with tarfile.open(fileobj=content, mode="w:gz", compresslevel=1) as archive:
-        for path in files:
-            if path.stat().st_size <= MOST_BYTES:
+        for size, path in sorted(files):
+            if size <= min(MOST_BYTES, room):
+                room -= size
                 archive.add(path, str(path.relative_to(folder)), recursive=False)
     return content.getvalue()
 
 
 def unpack(content: bytes, folder: Path) -> None:
-    """Put the files into `folder`: regular ones alone, and none outside of it. Raises OSError."""
-    with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
-        archive.extractall(folder, filter="data")
+    """Put the files into `folder`: regular ones alone, and none outside of it. Raises OSError and TarError, also for
+    more than `packed` makes."""
+    with gzip.open(io.BytesIO(content)) as packed_bytes:
+        data = packed_bytes.read(2 * MOST_IN_ALL + 1)  # tar's own headers among them
+    if len(data) > 2 * MOST_IN_ALL:
+        raise OSError(f"the files of a judgement are more than {2 * MOST_IN_ALL >> 20} MiB")
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+        regular = [member for member in archive if member.isreg() and not member.issparse()]
+        archive.extractall(folder, regular, filter="data")
 
 
 def _say_nothing(_: str) -> None:

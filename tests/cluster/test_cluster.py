@@ -8,8 +8,10 @@ import json
 import os
 import shutil
 import signal
+import socketserver
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +27,7 @@ from toy_parts import NoSandbox, SumEngine, SumSuite
 
 import plt_eval.cli.evaluate as commands
 import plt_eval.cluster.connection as connecting
+import plt_eval.cluster.patches as patches
 import plt_eval.cluster.scorer as scoring
 from plt_benchmarks.options import SuiteOptions
 from plt_benchmarks.protocols import Sample, Suite
@@ -389,6 +392,45 @@ def test_versions_that_differ_are_named() -> None:
     ]
 
 
+# --- files of the harness -------------------------------------------------------------------------------
+
+
+def test_files_come_back_and_the_largest_stay_where_all_are_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patches, "MOST_IN_ALL", 100_000)
+    (tmp_path / "judged" / "a").mkdir(parents=True)
+    for name, size in (("a.log", 60_000), ("a/b.log", 50_000), ("report.json", 9)):
+        (tmp_path / "judged" / name).write_bytes(b"x" * size)
+    patches.unpack(patches.packed(tmp_path / "judged"), tmp_path / "back")
+    there = {str(path.relative_to(tmp_path / "back")) for path in (tmp_path / "back").rglob("*") if path.is_file()}
+    assert there == {"a/b.log", "report.json"}
+
+
+def test_of_what_another_machine_sends_only_files_are_kept_and_not_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tar(*members: tuple[str, bytes, int]) -> bytes:
+        content = io.BytesIO()
+        with tarfile.open(fileobj=content, mode="w:gz") as archive:
+            for name, kind, size in members:
+                member = tarfile.TarInfo(name)
+                member.type, member.size, member.linkname = kind, size, "report.json"
+                archive.addfile(member, io.BytesIO(b"x" * size))
+        return content.getvalue()
+
+    links = [("link", tarfile.SYMTYPE, 0), ("hard", tarfile.LNKTYPE, 0), ("folder", tarfile.DIRTYPE, 0)]
+    patches.unpack(tar(("report.json", tarfile.REGTYPE, 9), *links, ("pipe", tarfile.FIFOTYPE, 0)), tmp_path / "a")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["report.json"]
+    with pytest.raises(tarfile.TarError):
+        patches.unpack(tar(("../outside", tarfile.REGTYPE, 9)), tmp_path / "b")
+    monkeypatch.setattr(patches, "MOST_IN_ALL", 1 << 20)
+    with pytest.raises(OSError, match="more than 2 MiB"):
+        patches.unpack(tar(("large", tarfile.REGTYPE, 3 << 20)), tmp_path / "b")
+    assert not (tmp_path / "outside").exists()
+    assert not list(tmp_path.glob("b/*"))
+
+
 # --- addresses and options ------------------------------------------------------------------------------
 
 
@@ -418,6 +460,28 @@ def test_an_address_where_no_ray_is_fails_within_seconds(web_server: str, monkey
     with pytest.raises(UserError, match=rf"^--ray auto: what answers at {web_server} is no Ray$"):
         check_address("auto")
     assert time.monotonic() - began < 12
+
+
+def test_a_cluster_with_tls_is_left_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says nothing to whoever comes without a certificate."""
+    pytest.importorskip("ray")
+
+    class Silent(socketserver.BaseRequestHandler):
+        """Ends the connection when anything comes."""
+
+        def handle(self) -> None:
+            self.request.recv(1)
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Silent) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_address[1]}"
+        with pytest.raises(UserError, match=r"no Ray|nothing answers"):
+            check_address(address)
+        monkeypatch.setenv("RAY_USE_TLS", "1")
+        check_address(address)
+        server.shutdown()
+    with pytest.raises(UserError, match="nothing answers"):
+        check_address("127.0.0.1:1")
 
 
 def test_a_cluster_that_may_want_a_token_is_told_of_in_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
