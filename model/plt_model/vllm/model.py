@@ -350,13 +350,21 @@ class PLTForCausalLM(nn.Module, SupportsQuant):
         return logits
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-        """Raises ValueError where the checkpoint lacks the gates that its loop count needs."""
-        mapper, gated = self.hf_to_vllm_mapper, any(".plt_gate." in name for name, _ in self.named_parameters())
-        if not gated:
+        """Raises ValueError where a checkpoint lacks the gates that its loop count needs. (Updates come in pieces.)"""
+        mapper = self.hf_to_vllm_mapper
+        pages = {name for name, module in self.named_modules() if isinstance(module, PagedAttention)}
+        owners = {_owner(name) for name, _ in self.named_parameters()} - pages
+        gates = {owner for owner in owners if ".plt_gate" in owner}
+        if not gates:
             mapper = WeightsMapper(orig_to_new_substr={".plt_gate.": None, ".loop_gate_proj.": None}) | mapper
         loaded: set[str] = AutoWeightsLoader(self).load_weights(weights, mapper=mapper)
-        if gated and not any(".plt_gate." in name for name in loaded):
+        if gates and owners - {_owner(name) for name in loaded} == gates:
             raise ValueError(
                 f"the checkpoint holds no gates: it can run plt_num_loops 1, not {self.config.plt_num_loops}"
             )
         return loaded
+
+
+def _owner(name: str) -> str:
+    """The module that a parameter belongs to: quantized ones have other parameters than a checkpoint's."""
+    return name.rpartition(".")[0]
