@@ -30,6 +30,9 @@ from plt_eval.errors import UserError, one_line
 from plt_model.loading import CheckpointError, check_fit, read_config
 from plt_model.modeling_plt import set_loops
 
+COLDEST = 0.01
+"""vLLM takes this in place of any lower temperature but 0."""
+
 
 class VLLMEngine:
     """A model run by vLLM, in this process; with `tensor_parallel` in that many, one a GPU (or share of the CPUs).
@@ -143,7 +146,7 @@ class VLLMEngine:
         if gpu_memory_utilization is not None:
             options["gpu_memory_utilization"] = gpu_memory_utilization
         elif self.device.type == "cpu":
-            options["kv_cache_memory_bytes"] = cpu_kv_bytes()
+            options["kv_cache_memory_bytes"] = cpu_kv_bytes(self.tensor_parallel)
         if additional_config:
             options["additional_config"] = dict(additional_config)
         return options
@@ -202,6 +205,9 @@ class VLLMEngine:
     def generate_jobs(self, jobs: Iterable[Job]) -> Iterator[Completion]:
         """What `generate` does, of prompts in tokens."""
         ordered = {job.id: job for job in sorted(jobs, key=lambda job: (-len(job.ids), job.id))}
+        for temperature in {job.decoding.temperature for job in ordered.values()}:
+            if 0 < temperature < COLDEST:
+                raise UserError(f"--temperature {temperature}: vLLM samples from {COLDEST} on; expected that, or 0")
         fitting = [job for job in ordered.values() if len(job.ids) < self.context]
         self._warn_about_context(list(ordered.values()))
         for job in ordered.values():

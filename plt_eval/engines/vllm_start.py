@@ -144,11 +144,11 @@ def threads_kept() -> Iterator[None]:
         torch.set_num_threads(count)
 
 
-def cpu_kv_bytes(most: int = CPU_KV_BYTES) -> int | None:
-    """The KV cache's size on a CPU, None where the user's environment says it."""
+def cpu_kv_bytes(ranks: int = 1, most: int = CPU_KV_BYTES) -> int | None:
+    """The KV cache's size on a CPU, for each of the ranks; None where the user's environment says it."""
     if os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
         return None
-    return min(most, psutil.virtual_memory().available // 2)
+    return min(most, psutil.virtual_memory().available // 2) // ranks
 
 
 def refusal(error: BaseException) -> UserError:

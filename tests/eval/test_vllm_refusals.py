@@ -6,13 +6,16 @@ import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from plt_eval.cli.main import main
 from plt_eval.engines import vllm_start
 from plt_eval.engines.hf_prompts import StopCheck
+from plt_eval.engines.vllm import VLLMEngine
 from plt_eval.engines.vllm_likelihood import _is_greedy
+from plt_eval.models import resolve_model
 from plt_model.tokenizer import byte_tokenizer
 
 
@@ -61,6 +64,10 @@ def test_without_vllm_the_line_names_what_to_install(refused, monkeypatch) -> No
         (["--gpu-memory-utilization", "0"], "--gpu-memory-utilization 0.0: expected a number above 0 and at most 1"),
         (["--gpu-memory-utilization", "1.5"], "--gpu-memory-utilization 1.5: expected"),
         (["--model", "plt-tiny:r1", "--compile", "on"], "--compile on has no effect with --engine vllm"),
+        (
+            ["--model", "plt-tiny:r1", "--limit", "1", "--temperature", "0.005"],
+            "--temperature 0.005: vLLM samples from 0.01 on",
+        ),
         (["--loops", "0"], "--loops '0'"),
         (["--batch-size", "none"], "--batch-size 'none'"),
         (["--model", "nowhere"], "nowhere"),
@@ -89,6 +96,15 @@ def test_another_minor_version_is_told_of(monkeypatch: pytest.MonkeyPatch) -> No
         said: list[str] = []
         vllm_start.check_installed(said.append)
         assert bool(said) == told, version
+
+
+@pytest.mark.usefixtures("pretended")
+def test_ranks_on_a_cpu_share_the_memory_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    monkeypatch.setattr(vllm_start.psutil, "virtual_memory", lambda: SimpleNamespace(available=4 << 30))
+    folder = str(resolve_model("plt-tiny:r1").folder)
+    engine = VLLMEngine(folder, tensor_parallel=2, notify=lambda _: None)
+    assert engine._options["kv_cache_memory_bytes"] == 1 << 30
 
 
 @pytest.mark.parametrize(
