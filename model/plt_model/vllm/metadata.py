@@ -117,7 +117,6 @@ class SplitBuilder(AttentionMetadataBuilder[SplitMetadata]):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         self.one_trip = one_trip(vllm_config)
         self.block = vllm_config.cache_config.block_size
-        self.graphs = vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs()
         roles = {vllm_config.compilation_config.static_forward_context[name].role for name in layer_names}
         self.role = roles.pop() if len(roles) == 1 else BOTH
         # One for each part that is read: a builder may keep what it builds in buffers of its own.
@@ -141,9 +140,23 @@ class SplitBuilder(AttentionMetadataBuilder[SplitMetadata]):
             return builder.build(common_prefix_len, common, fast_build) if builder else common
 
         common = common_attn_metadata
-        if self.graphs and common.max_query_len == 1:  # a graph of this batch may be replayed, which is of all of it
+        if self._may_be_replayed(common):  # a graph is of all of the batch
             return self._split(common, common.num_reqs, build)
         return self._split(common, leading_decodes(common, self.block) if self.one_trip else 0, build)
+
+    def _may_be_replayed(self, common: CommonAttentionMetadata) -> bool:
+        """Whether there can be a graph of this batch as decode rows. With speculation graphs are of the drafts' length,
+        and a step without drafts is eager. (vLLM settles its mode after it has made the builders.)"""
+        compilation, speculative = self.vllm_config.compilation_config, self.vllm_config.speculative_config
+        if speculative is not None:
+            lengths = speculative.num_speculative_tokens_per_batch_size or ()
+            if all(drafts for *_, drafts in lengths):
+                return False
+        return bool(
+            common.max_query_len == 1
+            and compilation.cudagraph_mode.has_full_cudagraphs()
+            and common.num_reqs <= (compilation.max_cudagraph_capture_size or 0)
+        )
 
     def build_for_cudagraph_capture(self, common_attn_metadata: CommonAttentionMetadata) -> SplitMetadata:
         def build(builder: AttentionMetadataBuilder[Any] | None, common: CommonAttentionMetadata) -> Any:
