@@ -14,17 +14,37 @@ from vllm_engine import BLOCK, Answer, Ask, Engine, opened
 
 from plt_model import PLTForCausalLM
 
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "rope_theta": 10000.0,
+    "beta_fast": 16,
+    "mscale": 0.7,
+    "mscale_all_dim": 0.5,
+    "truncate": False,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "rope_theta": 10000.0,
+}
+
 VARIANTS: dict[str, dict[str, Any]] = {
     # Several at once by default, each alone in slow.
-    "state before the norm, gate on queries, biases, small heads": {
+    "state before the norm, gate on queries, biases, small heads, YaRN": {
         "plt_num_loops": 3,
         "plt_normalize_per_loop": False,
         "plt_hidden_scale": 0.1,
         "plt_gate_use_hidden_states": False,
         "attention_bias": True,
         "head_dim": 16,
+        "rope_parameters": YARN,
     },
-    "no scale of the embeddings, one key head, tied, wide window, odd heads": {
+    "no scale of the embeddings, one key head, tied, wide window, odd heads, Llama 3's RoPE": {
         "plt_num_loops": 4,
         "plt_emb_scale": None,
         "plt_hidden_scale": 0.4,
@@ -32,6 +52,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
         "plt_window_size": [40, 0],
         "head_dim": 48,
+        "rope_parameters": LLAMA3,
     },
     "state before the norm": {"plt_normalize_per_loop": False, "plt_hidden_scale": 0.1},
     "no scales": {"plt_emb_scale": None, "plt_hidden_scale": None},
@@ -51,6 +72,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "a wide model of one layer": {"hidden_size": 160, "num_hidden_layers": 1},
     "five layers": {"num_hidden_layers": 5},
     "linear RoPE": {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}},
+    "YaRN": {"rope_parameters": YARN},
+    "Llama 3's RoPE": {"rope_parameters": LLAMA3},
+    "dynamic RoPE": {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}},
     "sequential": {"plt_loop_mode": "sequential"},
     "no shift": {"plt_clp_shift": False},
     "no local branch": {"plt_gswa": False},

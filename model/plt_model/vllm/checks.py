@@ -6,14 +6,14 @@ built: until then vLLM fills in settings.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import constants
 from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
 from vllm.config.compilation import CompilationMode, CUDAGraphMode
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
@@ -33,6 +33,19 @@ window of 64 and blocks of 16, every 512 tokens one eighth of what every block w
 
 DRAFTERS = ("ngram", "ngram_gpu", "suffix")
 """Speculative methods whose drafts come from the text: no second model with pages of its own."""
+
+ROPE_KEYS = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": (
+        *("factor", "original_max_position_embeddings", "beta_fast", "beta_slow"),
+        *("mscale", "mscale_all_dim", "attention_factor", "truncate"),
+    ),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+"""Kinds of rotary positions that vLLM and transformers compute alike, and what either reads of them. Of other kinds and
+keys they differ: longrope's factors follow the text's length in transformers, and the server's context in vLLM."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,7 @@ class PLTChecks(VerifyAndUpdateConfig):
         if options.carry == "zero":
             logger.warning("plt.carry is zero: outputs are wrong on purpose")
         _warn_of_loops(vllm_config)
+        _warn_of_rows(vllm_config)
         _set_compilation(vllm_config)
         _set_retention(vllm_config)
 
@@ -108,14 +122,21 @@ def _unsound(vllm_config: VllmConfig) -> Iterator[str]:
             "pipeline parallel does not fit, every pass needs all layers: "
             f"use --tensor-parallel-size, not --pipeline-parallel-size {parallel.pipeline_parallel_size}"
         )
-    if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
-        yield "context parallel splits the windows over ranks: use --tensor-parallel-size"
+    for kind in ("decode", "prefill"):
+        ranks = getattr(parallel, f"{kind}_context_parallel_size")
+        if ranks > 1:
+            yield (
+                "context parallel splits the windows over ranks: "
+                f"use --tensor-parallel-size, not --{kind}-context-parallel-size {ranks}"
+            )
     if parallel.use_ubatching:
         yield "dual batch overlap cuts batches in its own way: leave --enable-dbo and --ubatch-size out"
     if cache.cache_dtype not in ("auto", dtype):
+        scheme = getattr(model.hf_config, "quantization_config", None)
         yield (
-            f"--kv-cache-dtype is {cache.cache_dtype}: expected auto or {dtype}, "
-            "since the pages also hold states, which have no scales"
+            f"--kv-cache-dtype is {cache.cache_dtype}"
+            f"{' (auto takes what the checkpoint asks for)' if scheme else ''}: expected "
+            f"{dtype if scheme else f'auto or {dtype}'}, since the pages also hold states, which have no scales"
         )
     if cache.kv_sharing_fast_prefill:
         yield "--kv-sharing-fast-prefill leaves out later passes of the prompt: leave it out"
@@ -124,29 +145,68 @@ def _unsound(vllm_config: VllmConfig) -> Iterator[str]:
             "KV connectors and offloading move pages layer by layer and would leave the carry behind: "
             "leave --kv-transfer-config and --kv-offloading-size out"
         )
+    offload = vllm_config.offload_config
+    if offload.prefetch.offload_group_size > 0 or offload.offload_backend == "prefetch":
+        yield (
+            "weights that are fetched layer by layer do not fit, every pass needs all layers: "
+            "use --cpu-offload-gb, not --offload-group-size"
+        )
     if speculative is not None and speculative.method not in DRAFTERS:
         yield f"speculative method is {speculative.method!r}: expected one of {', '.join(DRAFTERS)}"
     if os.environ.get("VLLM_USE_BREAKABLE_CUDAGRAPH", "0") not in ("", "0"):
         yield "attention has no breaks for graphs: set VLLM_USE_BREAKABLE_CUDAGRAPH=0"
+    yield from _unsound_rope(model.hf_config, model.max_model_len)
+
+
+def _unsound_rope(config: PLTConfig, max_model_len: int) -> Iterator[str]:
+    rope = config.rope_parameters or {}
+    kind = rope.get("rope_type", "default")
+    if kind not in ROPE_KEYS:
+        yield f"rope_type is {kind!r}: expected one of {', '.join(ROPE_KEYS)}"
+        return
+    known = {"rope_type", "type", "rope_theta", *ROPE_KEYS[kind]}
+    for key, value in rope.items():
+        if key not in known and (key, value) != ("partial_rotary_factor", 1):
+            yield f"rope_parameters has {key} {value!r}, which vLLM and transformers read differently: leave it out"
+    reach = config.max_position_embeddings
+    if kind == "yarn":
+        reach = int(rope["original_max_position_embeddings"] * rope["factor"])
+    elif kind == "linear":
+        reach = int(reach * rope["factor"])
+    if max_model_len > reach:
+        yield f"--max-model-len is {max_model_len}: expected at most {reach}, where rope_type {kind} ends"
 
 
 def _warn_of_loops(vllm_config: VllmConfig) -> None:
     """A loop count that the checkpoint was not trained for."""
     model = vllm_config.model_config
-    loops, trained = model.hf_config.plt_num_loops, _loops_on_disk(model.model, type(model.hf_config))
+    loops, trained = model.hf_config.plt_num_loops, _loops_on_disk(model.model, model.revision, type(model.hf_config))
     if trained is not None and loops != trained:
         logger.warning("%s was trained with plt_num_loops %d and runs with %d", model.model, trained, loops)
 
 
-def _loops_on_disk(folder: str, config_class: Any) -> int | None:
-    """The checkpoint's own loop count; None where no config.json can be read."""
+def _loops_on_disk(name: str, revision: str | None, config_class: Any) -> int | None:
+    """The checkpoint's own loop count, of a folder or a name on the hub; None where no config.json can be read."""
+    offline = constants.HF_HUB_OFFLINE
     try:
-        values = json.loads((Path(folder) / "config.json").read_text())
+        values, _ = PreTrainedConfig.get_config_dict(name, revision=revision, local_files_only=offline)
     except (OSError, ValueError):
         return None
     default: int = config_class.plt_num_loops
     loops = values.get("plt_num_loops", default)
     return loops if isinstance(loops, int) else None
+
+
+def _warn_of_rows(vllm_config: VllmConfig) -> None:
+    """More rows in a step than in the run by which vLLM measures how much memory a step takes."""
+    scheduler, loops = vllm_config.scheduler_config, vllm_config.model_config.hf_config.plt_num_loops
+    rows, measured = loops * scheduler.max_num_seqs, scheduler.max_num_batched_tokens
+    if one_trip(vllm_config) and rows > measured:
+        logger.warning(
+            "%d passes of --max-num-seqs %d are %d rows in a step, and memory is measured with "
+            "--max-num-batched-tokens %d: it may run out; raise the latter to %d, or lower the former to %d",
+            *(loops, scheduler.max_num_seqs, rows, measured, rows, measured // loops),
+        )
 
 
 def _set_compilation(vllm_config: VllmConfig) -> None:
