@@ -176,6 +176,17 @@ def test_preempted_for_want_of_memory(loops: int, blocks: int, measured: Measure
             measured.exact("preemption, small cache", loops, answer, told[name])
 
 
+def test_pages_of_one_kind(measured: Measured) -> None:
+    told, names = texts(2), ("long", "even")
+    options = {"hf_overrides": {"plt_num_loops": 2}, "disable_hybrid_kv_cache_manager": True}
+    with opened(CHECKPOINT, options) as engine:
+        for run in (engine.run, engine.go_on):
+            answers = run(*[Ask(told[n].prompt, len(told[n].continuation), at=2, whole=False) for n in names])
+            for name, answer in zip(names, answers, strict=True):
+                measured.exact("pages of one kind", 2, answer, told[name])
+        assert answers[0].cached == 2 * BLOCK
+
+
 def test_cancelled_requests_beside_others(case: Case, measured: Measured) -> None:
     names = ("long", "even", "short", "edge", "sibling", "one")
     cancelled = {"long": 3, "short": 1, "sibling": 6}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
 
-from contract import Served, ServerContract, running
+from contract import NAME, Served, ServerContract, running
 
 
 @pytest.fixture(scope="module")
@@ -28,3 +29,18 @@ class TestVLLMServer(ServerContract):
         counts = re.findall(r"^vllm:num_requests_(?:running|waiting)\{.*\} (\S+)$", metrics, re.MULTILINE)
         assert len(counts) == 2
         return sum(int(float(count)) for count in counts)
+
+    def test_an_answer_follows_a_json_schema(self, served: Served) -> None:
+        colours = ["vermilion", "turquoise"]
+        schema = {"type": "object", "properties": {"colour": {"enum": colours}}, "required": ["colour"]}
+        answer = served.client.chat.completions.create(
+            model=NAME,
+            messages=[{"role": "user", "content": "Which colour?"}],
+            max_tokens=200,
+            temperature=0.0,
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "answer", "schema": {**schema, "additionalProperties": False}},
+            },
+        )
+        assert json.loads(answer.choices[0].message.content or "")["colour"] in colours

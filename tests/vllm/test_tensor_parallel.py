@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from vllm_cases import CHECKPOINT, Measured, texts
+from test_variants import check
+from vllm_cases import CHECKPOINT, SHAPE, Measured, save, texts, weights
 from vllm_engine import BLOCK, Ask, opened
 
 
@@ -25,3 +28,13 @@ def test_two_ranks(loops: int, measured: Measured) -> None:
         (hit,) = engine.go_on(Ask(told["sibling"].prompt, 14, whole=False))
         assert hit.cached == 2 * BLOCK
         measured.exact("tensor parallel 2", loops, hit, told["sibling"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loops", [1, 4])
+def test_two_ranks_repeat_the_one_key_head(loops: int, tmp_path: Path, measured: Measured) -> None:
+    settings = {**SHAPE, "plt_num_loops": loops, "num_key_value_heads": 1}
+    model = save(settings, weights(settings), tmp_path).double()
+    options = {"tensor_parallel_size": 2, "prefix_cache_retention_interval": BLOCK if loops > 1 else 0}
+    with opened(tmp_path, options) as engine:
+        check("tensor parallel 2, one key head", engine, model, measured)
