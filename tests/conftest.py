@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+LOCKS = Path(tempfile.gettempdir())
+
 if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -33,9 +35,16 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+# For modules that look at all of them on this machine: one such module at a time, whichever process of pytest runs it.
+
+
 @pytest.fixture(scope="module")
-def alone() -> Iterator[None]:
-    """For modules that look at all containers or judges of this machine: one of them at a time, whichever process of
-    pytest it is in."""
-    with FileLock(Path(tempfile.gettempdir()) / "plt-eval-tests-alone.lock"):
+def only_containers() -> Iterator[None]:
+    with FileLock(LOCKS / "plt-eval-tests-containers.lock"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def only_judges() -> Iterator[None]:
+    with FileLock(LOCKS / "plt-eval-tests-judges.lock"):
         yield

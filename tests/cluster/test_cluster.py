@@ -42,7 +42,7 @@ from plt_eval.runner import Result, Settings, run
 from plt_eval.store import list_runs
 from plt_eval.swe.command import SweOptions
 
-pytestmark = pytest.mark.usefixtures("alone")
+pytestmark = pytest.mark.usefixtures("only_judges")
 SLEEPER = "import time\n\ndef {name}(*_):\n    time.sleep(600)\n"
 
 

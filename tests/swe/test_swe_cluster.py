@@ -24,7 +24,7 @@ from ray_nodes import started
 from plt_eval.store import Run, list_runs
 from plt_eval.swe.containers import LABEL
 
-pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("alone")]
+pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("only_containers", "only_judges")]
 pytest.importorskip("ray", reason="needs ray: pip install 'plt-eval[ray]'")
 
 

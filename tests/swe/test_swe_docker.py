@@ -22,7 +22,7 @@ from plt_eval.sandbox.owners import process_identity
 from plt_eval.store import Run, list_runs
 from plt_eval.swe.containers import LABEL, RUN_LABEL, DockerHost
 
-pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("alone")]
+pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("only_containers")]
 NOT_APPLYING = "--- a/nowhere.py\n+++ b/nowhere.py\n@@ -1 +1 @@\n-x\n+y\n"
 
 
