@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,12 +31,9 @@ class Switch(StrEnum):
     off = "off"
 
 
-Gpu = Annotated[
-    str, typer.Option(help="h200, h100, cpu; any other name with --memory-bandwidth, --flops, --gpu-memory.")
-]
-Bandwidth = Annotated[float | None, typer.Option(min=1e-3, help="GB/s that the GPU's memory reads, by its data sheet.")]
-Flops = Annotated[float | None, typer.Option(min=1e-6, help="Its dense bf16 TFLOP/s, by its data sheet.")]
-GpuMemory = Annotated[float | None, typer.Option(min=1e-3, help="Its memory in GiB.")]
+Gpu = Annotated[str, typer.Option(help="h200, h100, cpu; any other name with the numbers of its data sheet.")]
+Flops = Annotated[float | None, typer.Option(min=1e-6, max=1e9, help="Its dense bf16 TFLOP/s, by its data sheet.")]
+GpuMemory = Annotated[float | None, typer.Option(min=1e-3, max=1e9, help="Its memory in GiB.")]
 Machines = Annotated[int, typer.Option(min=1, max=100_000, help="Machines with GPUs.")]
 Gpus = Annotated[int, typer.Option(min=1, max=1024, help="GPUs a machine.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")]
@@ -75,7 +73,9 @@ def evaluation(
     machines: Machines = 1,
     gpus: Gpus = 1,
     gpu: Gpu = "h200",
-    memory_bandwidth: Bandwidth = None,
+    memory_bandwidth: Annotated[
+        float | None, typer.Option(min=1e-3, max=1e9, help="GB/s that the GPU's memory reads, by its data sheet.")
+    ] = None,
     flops: Flops = None,
     gpu_memory: GpuMemory = None,
     engine: Annotated[EstimatedEngine, typer.Option(help="session: in this process; vllm.")] = EstimatedEngine.session,
@@ -92,7 +92,7 @@ def evaluation(
         Switch | None, typer.Option(help="Whether a conversation is read once (default: on with vllm).")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, max=10**6, help="Agents at a time (default: one a core that judges).")
+        int | None, typer.Option(min=1, max=10**6, help="Agents at a time (default: one a core of a machine).")
     ] = None,
     judge_machines: Annotated[
         int, typer.Option(min=1, max=10**5, help="Machines that judge (more than one: --ray).")
@@ -100,9 +100,12 @@ def evaluation(
     judge_cores: Annotated[
         int | None, typer.Option(min=1, max=10**5, help="Cores of each (default: those of the measured machine).")
     ] = None,
-    keep_images: Annotated[KeepImages, typer.Option(help="[swe] Of the images that are pulled.")] = KeepImages.all,
+    keep_images: Annotated[
+        KeepImages | None, typer.Option(help="[swe] Of the images that are pulled (default: all).")
+    ] = None,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Measure this machine's CPU first (a minute), and keep it.")
+        bool,
+        typer.Option("--calibrate", help="Measure this machine's CPU first (a minute), and keep it: for --gpu cpu."),
     ] = False,
     json_: Json = False,
     explain: Explain = False,
@@ -113,7 +116,7 @@ def evaluation(
     before (how much a model writes). What was not measured is said in notes. Trainings: `plt-eval estimate train`.
     """
     if context_.invoked_subcommand is not None:
-        _refuse_given(context_)
+        _refuse_given(context_, "before train: give train's own options behind it")
         return
     from dataclasses import replace
 
@@ -124,11 +127,15 @@ def evaluation(
     from plt_eval.estimate.tokens import tokens_of
     from plt_eval.estimate.workload import Asked, workloads
 
-    if calibrate:
+    if calibrate and suite is None and instances is None:
+        _refuse_given(context_, "with --calibrate alone: give a --suite, or --instances, too", but=("calibrate",))
         _calibrate()
-        if suite is None and instances is None:
-            return
-    device = _speed(gpu, memory_bandwidth, flops, gpu_memory)
+        return
+    if calibrate and gpu.lower() != "cpu":
+        raise UserError(f"--calibrate has no effect on --gpu {gpu}: it measures this machine's CPU: --gpu cpu")
+    _refuse_several(gpu, machines, gpus)
+    given = {"--memory-bandwidth": memory_bandwidth, "--flops": flops, "--gpu-memory": gpu_memory}
+    device = _speed(gpu, given, calibrated=not calibrate)
     chosen = _shape(model, shape, params)
     asked = Asked(
         suite, instances, samples, prompt_tokens, new_tokens, steps, observation_tokens, tool_seconds, judge_seconds,
@@ -155,10 +162,21 @@ def evaluation(
         workers=workers,
         judge_machines=judge_machines,
         judge_cores=judge_cores,
-        keep_images=keep_images.value,
+        keep_images="all" if keep_images is None else keep_images.value,
     )
     _refuse_agents(work, workers=workers, prefix_cache=prefix_cache)
-    rows = [estimate_run(one, plan, count) for one in work for count in _loops(loops, chosen.loops)]
+    if prefix_cache is not None and engine is EstimatedEngine.session:
+        raise UserError("--prefix-cache has no effect with --engine session, which reads conversations again: use vllm")
+    if prefix_cache is not None and steps == 1:
+        raise UserError("--prefix-cache has no effect with --steps 1: no conversation goes on")
+    if keep_images is not None and not any(one.images for one in work):
+        raise UserError("--keep-images has no effect without images: it belongs to swe and its like")
+    counts = _loops(loops, chosen.loops)
+    rows = [estimate_run(one, plan, count) for one in work for count in counts]
+    if calibrate:  # what cannot be is said before the minute
+        _calibrate()
+        plan = replace(plan, speed=_speed(gpu, given))
+        rows = [estimate_run(one, plan, count) for one in work for count in counts]
     if json_:
         _echo_json(runs_json(plan, work, rows))
         return
@@ -175,14 +193,13 @@ def train(
     machines: Machines = 1,
     gpus: Gpus = 1,
     gpu: Gpu = "h200",
-    memory_bandwidth: Bandwidth = None,
     flops: Flops = None,
     gpu_memory: GpuMemory = None,
     utilisation: Annotated[
         float | None, typer.Option(help="Share of the peak that some steps of yours reached, in (0, 1].")
     ] = None,
     fsdp: Annotated[
-        bool | None, typer.Option("--fsdp/--no-fsdp", help="Sharded over all GPUs (default: where there are several).")
+        bool | None, typer.Option("--fsdp/--no-fsdp", help="Sharded over all GPUs (default: several, without Muon).")
     ] = None,
     json_: Json = False,
     explain: Explain = False,
@@ -200,13 +217,14 @@ def train(
         loaded = loaded.model_copy(update={"tokens": int(tokens)})
     if utilisation is not None and not 0 < utilisation <= 1:
         raise UserError(f"--utilisation {utilisation:g}: expected a share above 0 and at most 1")
+    _refuse_several(gpu, machines, gpus)
     world = machines * gpus
-    sharded = world > 1 if fsdp is None else fsdp
+    sharded = world > 1 and loaded.optimizer.kind != "muon" if fsdp is None else fsdp
     if sharded and world == 1:
         raise UserError("--fsdp shards over processes: give --gpus or --machines (found 1 process)")
     plan = TrainingPlan(
         recipe=loaded,
-        speed=_speed(gpu, memory_bandwidth, flops, gpu_memory),
+        speed=_speed(gpu, {"--flops": flops, "--gpu-memory": gpu_memory}),
         machines=machines,
         gpus=gpus,
         sharded=sharded,
@@ -221,19 +239,19 @@ def train(
     print_trainings(output_console(), plan, rows, explain=explain)
 
 
-def _speed(gpu: str, bandwidth: float | None, flops: float | None, memory: float | None) -> Speed:
-    """What --gpu and its numbers stand for. Raises UserError."""
+def _speed(gpu: str, given: dict[str, float | None], *, calibrated: bool = True) -> Speed:
+    """What --gpu and the numbers in `given`, by their options, stand for. Not `calibrated`: of a CPU that is yet to be
+    measured, in no time that means anything. Raises UserError."""
     from plt_eval.errors import UserError
     from plt_eval.estimate.constants import DeviceRecord, load_constants, load_own
     from plt_eval.estimate.speed import Speed
 
     constants, name = load_constants(), gpu.lower()
-    given = {"--memory-bandwidth": bandwidth, "--flops": flops, "--gpu-memory": memory}
     if name == "cpu":
         wrong = next((flag for flag, value in given.items() if value is not None), None)
         if wrong is not None:
             raise UserError(f"{wrong} has no effect with --gpu cpu: it is measured by --calibrate")
-        own = load_own()
+        own = load_own() if calibrated else next(iter(constants.measured.values()))
         if own is None:
             raise UserError("--gpu cpu: this machine was not measured: run plt-eval estimate --calibrate once")
         record = DeviceRecord(
@@ -247,16 +265,20 @@ def _speed(gpu: str, bandwidth: float | None, flops: float | None, memory: float
         if missing is not None:
             raise UserError(
                 f"--gpu {gpu}: only {', '.join(constants.devices)} and cpu are known; of another one give "
-                f"--memory-bandwidth, --flops and --gpu-memory ({missing} is missing)"
+                f"{', '.join(given)} ({missing} is missing)"
             )
-        known = next(iter(constants.devices.values())).model_copy(update={"name": gpu, "own": False})
+        known = next(iter(constants.devices.values())).model_copy(
+            update={"name": gpu, "own": False, "source": "cores: the machine that was measured"}
+        )
+    fields = {"--memory-bandwidth": ("bandwidth", 1e9), "--flops": ("flops", 1e12), "--gpu-memory": ("memory_gib", 1.0)}
     update: dict[str, Any] = {}
-    if bandwidth is not None:
-        update |= {"bandwidth": bandwidth * 1e9, "own": False}
-    if flops is not None:
-        update |= {"flops": flops * 1e12, "own": False}
-    if memory is not None:
-        update |= {"memory_gib": memory}
+    for flag, value in given.items():
+        if value is not None:
+            field, unit = fields[flag]
+            update[field] = value * unit
+            update["source"] = f"{update.get('source', known.source)}; given: {flag}"
+    if {"bandwidth", "flops"} & update.keys():
+        update["own"] = False
     return Speed(known.model_copy(update=update), constants.measured[known.measured])
 
 
@@ -309,15 +331,23 @@ def _refuse_agents(work: Any, **given: Any) -> None:
             raise UserError(f"{flag(name)} has no effect without an agent: give --steps too, or --suite swe")
 
 
-def _refuse_given(context: typer.Context) -> None:
-    """Options before the subcommand would be ignored: refuse them."""
+def _refuse_given(context: typer.Context, where: str, but: Sequence[str] = ()) -> None:
+    """Options that would be ignored."""
     from plt_eval.cli.options import flag
     from plt_eval.errors import UserError
 
     for name in context.params:
         source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            raise UserError(f"{flag(name.rstrip('_'))} has no effect before train: give train's own options behind it")
+        if source is not None and source.name == "COMMANDLINE" and name not in but:
+            raise UserError(f"{flag(name.rstrip('_'))} has no effect {where}")
+
+
+def _refuse_several(gpu: str, machines: int, gpus: int) -> None:
+    from plt_eval.errors import UserError
+
+    for name, value in (("--machines", machines), ("--gpus", gpus)):
+        if gpu.lower() == "cpu" and value != 1:
+            raise UserError(f"{name} {value} has no effect with --gpu cpu: this machine alone was measured")
 
 
 def _echo_json(document: dict[str, Any]) -> None:

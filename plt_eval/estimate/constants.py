@@ -79,7 +79,8 @@ class MuonPoint(_Record):
 
 class Measured(_Record):
     """All of one machine. `bandwidth` and `flops` are what times are compared with: a GPU's data sheet, or what a CPU
-    did on one long array and one large matrix product. `start`: from the command to the first token."""
+    did on one long array and one large matrix product. `start`: before the first token, as `start_source` says: a CPU's
+    process with its imports, a GPU's compiling alone."""
 
     machine: str
     when: str
@@ -94,6 +95,7 @@ class Measured(_Record):
     train: tuple[Point, ...]
     muon: tuple[MuonPoint, ...] = ()
     start: Range
+    start_source: str = "a process with its imports"
 
 
 class TextRecord(_Record):
@@ -116,6 +118,13 @@ class Known(_Record):
     """A number with where it comes from."""
 
     value: float
+    source: str
+
+
+class Loading(_Record):
+    """Bytes a second of reading weights and putting them on a GPU."""
+
+    rate: Range
     source: str
 
 
@@ -159,6 +168,7 @@ class Agents(_Record):
 class Constants(_Record):
     trainer: Known
     """Seconds that a training step takes besides the step itself: transformers' Trainer and a line of the log."""
+    loading: Loading
     devices: dict[str, DeviceRecord]
     measured: dict[str, Measured]
     texts: Texts
@@ -195,6 +205,7 @@ __all__ = [
     "DeviceRecord",
     "Judging",
     "Known",
+    "Loading",
     "Measured",
     "MuonPoint",
     "Point",

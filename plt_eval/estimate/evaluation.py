@@ -2,9 +2,9 @@
 
     rows = [estimate_run(workload, plan, loops) for loops in (1, 2, 4)]
 
-Answers are shared out over replicas of the model. A replica's texts are decoded `batch` at a time; reading prompts and
-decoding take turns on a GPU; agents wait for their commands. Judging happens while others are still being written, on
-processors of its own (on a CPU: the same ones).
+Answers are shared out over replicas of the model. A replica's texts are decoded `batch` at a time, those of agents no
+more than there are agents; reading prompts and decoding take turns on a GPU; agents wait for their commands. Judging
+begins with the first answers and goes on while others are written, on processors of its own (on a CPU: the same ones).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from math import ceil
 
 from plt_eval.engines.hf_batches import FIRST_SIZE
 from plt_eval.errors import UserError
-from plt_eval.estimate.constants import Range
+from plt_eval.estimate.constants import Range, load_constants
 from plt_eval.estimate.memory import (
     GIB,
     Engine,
@@ -33,6 +33,8 @@ from plt_model.decode.prefill import SIDE_BY_SIDE
 
 VLLM_SEQUENCES = ((70 * GIB, 1024), (0, 256))
 """vLLM's own default of sequences at a time, by a GPU's memory (0.32)."""
+TOKENS = {"--prompt-tokens": "prompt", "--new-tokens": "new tokens"}
+"""Options, and what a workload's sources call them."""
 FAR = 4.0
 """A model so many times larger or smaller than the measured one is marked."""
 IMAGES_AN_AGENT = 6
@@ -68,9 +70,14 @@ class Plan:
         return float("inf") if self.on_cpu else (self.speed.device.memory_gib or 0) * GIB
 
     @property
+    def cores_each(self) -> int:
+        """Of a machine that judges; the one that runs the command is such a machine."""
+        return self.judge_cores or self.speed.device.cores
+
+    @property
     def cores(self) -> int:
         """That judge, on all machines that do."""
-        return self.judge_machines * (self.judge_cores or self.speed.device.cores)
+        return self.judge_machines * self.cores_each
 
     @property
     def prefixes_kept(self) -> bool:
@@ -81,7 +88,9 @@ class Plan:
 @dataclass(frozen=True)
 class RunEstimate:
     """Bytes of one GPU, seconds, hours. `sequences` fit; `batch` are decoded at a time; `replicas` of `tensor_parallel`
-    GPUs work. None where the model does not fit. `notes` are what is extrapolated or assumed; `steps` the reckoning."""
+    GPUs work. `gpu_hours` are of writing alone. `disk` is what images take where the command runs, `disk_of_judges` on
+    each other machine that judges. None where the model does not fit. `notes` are what is extrapolated or assumed;
+    `steps` the reckoning."""
 
     suite: str
     loops: int
@@ -99,6 +108,7 @@ class RunEstimate:
     wall: Range | None
     judging_cpu_hours: Range
     disk: int
+    disk_of_judges: int
     notes: tuple[str, ...]
     steps: tuple[str, ...] = field(repr=False)
 
@@ -125,8 +135,9 @@ def estimate_run(work: Workload, plan: Plan, loops: int) -> RunEstimate:
     wall = None
     if generation is not None:
         wall = _in_order([_wall(work, plan, times[i], _judging(work, plan, i), i) for i in range(3)])
-        steps.append(_told_wall(work, plan, generation, judged, wall))
+        steps.append(_told_wall(work, plan, times[1], judged, wall))
     used = replicas * parallel
+    disk, disk_of_judges = _disk(work, plan)
     return RunEstimate(
         suite=work.name,
         loops=loops,
@@ -143,7 +154,8 @@ def estimate_run(work: Workload, plan: Plan, loops: int) -> RunEstimate:
         judging=judged,
         wall=wall,
         judging_cpu_hours=cpu_hours,
-        disk=_disk(work, plan),
+        disk=disk,
+        disk_of_judges=disk_of_judges,
         notes=tuple(_notes(work, plan, loops, parallel, batch, fits)),
         steps=(*_told_memory(plan, context, weights, parallel, kv, fits, batch, replicas), *steps),
     )
@@ -175,17 +187,28 @@ def _context(work: Workload, plan: Plan) -> int:
     """Tokens that a sequence may come to hold: what slots are made for."""
     limit = plan.shape.at(1).max_position_embeddings
     longest = work.longest(1 if work.agent else 2)
+    least = _least(work)
     if plan.context is None:
+        given = [flag for flag, name in TOKENS.items() if work.sources[name] == "given"]
+        if least > limit and given:
+            raise UserError(
+                f"{' and '.join(given)}: a prompt and an answer of {work.name} come to {least} tokens: "
+                f"the model takes at most {limit}"
+            )
         return min(limit, longest)
     if plan.context > limit:
         raise UserError(f"--context {plan.context}: the model takes at most {limit} tokens")
-    least = round(work.prompt.high + work.new.high)
     if plan.context < least:
         raise UserError(
             f"--context {plan.context}: {work.name} needs at least {least} tokens, the prompt and an answer: "
             "see --prompt-tokens and --new-tokens"
         )
     return plan.context
+
+
+def _least(work: Workload) -> int:
+    """Tokens of the longest prompt and answer; of an agent, of its first turn."""
+    return round(work.prompt.high + work.new.high)
 
 
 def _tensor_parallel(plan: Plan, loops: int, context: int, weights: int) -> int:
@@ -213,8 +236,9 @@ def _tensor_parallel(plan: Plan, loops: int, context: int, weights: int) -> int:
 
 
 def _replicas(work: Workload, plan: Plan, parallel: int) -> int:
-    """Copies of the model that share the answers: the in-process engine is one."""
-    return 1 if plan.engine == "session" else min(plan.machines * (plan.gpus // parallel), work.answers)
+    """Copies of the model that share the answers: the in-process engine is one, and each has an agent at least."""
+    most = _agents(work, plan) if work.agent else work.answers
+    return 1 if plan.engine == "session" else min(plan.machines * (plan.gpus // parallel), most)
 
 
 def _batch(work: Workload, plan: Plan, replicas: int, fits: int | None) -> int:
@@ -224,15 +248,15 @@ def _batch(work: Workload, plan: Plan, replicas: int, fits: int | None) -> int:
         default = next(count for least, count in VLLM_SEQUENCES if plan.memory >= least or not least)
     batch = plan.batch or default
     if work.agent:
-        batch = min(batch, ceil(_agents(plan) / replicas))
+        batch = min(batch, ceil(_agents(work, plan) / replicas))
     if fits is not None:
         batch = min(batch, fits)
     return min(batch, ceil(work.answers / replicas))
 
 
-def _agents(plan: Plan) -> int:
-    """Agents at a time: as `plt-eval run --workers`, one a core that judges."""
-    return plan.workers or plan.cores
+def _agents(work: Workload, plan: Plan) -> int:
+    """Agents at a time: as `plt-eval run --workers`, one a core of the machine that runs them."""
+    return min(plan.workers or plan.cores_each, work.answers)
 
 
 # --- how long -------------------------------------------------------------------------------------------
@@ -240,8 +264,10 @@ def _agents(plan: Plan) -> int:
 
 @dataclass(frozen=True)
 class _Times:
+    """Seconds until everything is written, and until the first answers are, those that are written side by side."""
+
     generation: float
-    step: float
+    first: float
 
 
 def _times(
@@ -255,14 +281,19 @@ def _times(
     scenario: int,
     say: Callable[[str], None],
 ) -> _Times:
-    """Seconds of one replica's share."""
-    share = ceil(work.answers / replicas)
+    """Of one replica's share: agents take what is left one by one, other answers are shared out before."""
+    share: float = ceil(work.answers / replicas)
+    at_once: float = batch
+    if work.agent:
+        share = work.answers / replicas
+        at_once = min(_agents(work, plan) / replicas, batch)
+    turns = share / at_once
     steps, new = work.steps.scenario(scenario), work.new.scenario(scenario)
     prompt = work.prompt.scenario(scenario)
     bound = plan.shape.at(1).max_position_embeddings if work.agent and plan.context is None else context
     growing = min(bound, work.longest(scenario))
     held = min(prompt + new / 2, growing) if not work.agent else (min(prompt, growing) + growing) / 2
-    step = plan.speed.step(plan.shape, loops, batch, held, plan.dtype, scenario=scenario, share=parallel)
+    step = plan.speed.step(plan.shape, loops, at_once, held, plan.dtype, scenario=scenario, share=parallel)
     read = _tokens_read(work, plan, growing, scenario)
     together = _read_together(plan, prompt, batch, scenario) if not work.agent else 1
     one = max(1, round(min(read, held)))
@@ -272,14 +303,15 @@ def _times(
         * plan.speed.prefill(plan.shape, loops, one, plan.dtype, scenario=scenario, share=parallel, together=together)
     )
     reading = share * one_read
-    decoding = share * steps * max(0.0, new - 1) / batch * step  # reading a prompt gives the first token
-    waiting = share / batch * steps * work.tool.scenario(scenario)
-    say(f"a replica's share: {share:,} answers, {batch} at a time, {steps:g} x {new:,.0f} new tokens each")
+    decoding = turns * steps * max(0.0, new - 1) * step  # reading a prompt gives the first token
+    waiting = turns * steps * work.tool.scenario(scenario)
+    say(f"a replica's share: {share:,.4g} answers, {at_once:.4g} at a time, {steps:g} x {new:,.0f} new tokens each")
     say(f"a decoding step at {held:,.0f} tokens of context: {1000 * step:.3g} ms; in all {decoding:,.1f} s")
     say(f"tokens to read an answer: {read:,.0f}, {1000 * one_read:,.3g} ms; in all {reading:,.1f} s")
     if waiting:
         say(f"waiting for commands: {waiting:,.1f} s")
-    return _Times(decoding + reading + waiting, step)
+    generation = decoding + reading + waiting
+    return _Times(generation, generation / turns)
 
 
 def _read_together(plan: Plan, prompt: float, batch: int, scenario: int) -> int:
@@ -299,27 +331,43 @@ def _tokens_read(work: Workload, plan: Plan, growing: float, scenario: int) -> f
     return steps * prompt + until * (until - 1) / 2 * rise + (steps - until) * max(0.0, growing - prompt)
 
 
+def _judges(work: Workload, plan: Plan) -> int:
+    """Judgements at a time: one a core, and where one machine does all, as many as agents."""
+    return min(plan.cores, _agents(work, plan)) if work.agent and plan.judge_machines == 1 else plan.cores
+
+
 def _judging(work: Workload, plan: Plan, scenario: int) -> float:
     """Seconds on all cores that judge; one answer takes one core."""
-    one = work.judging.scenario(scenario)
-    return ceil(work.answers / plan.cores) * one if one >= 1 else max(one, work.answers * one / plan.cores)
+    one, places = work.judging.scenario(scenario), _judges(work, plan)
+    return ceil(work.answers / places) * one if one >= 1 else max(one, work.answers * one / places)
+
+
+def _start(plan: Plan, scenario: int) -> float:
+    """Before anything is read or written: weights are put on a GPU, and the in-process engine compiles."""
+    own = plan.speed.measured.start.scenario(scenario)
+    if plan.on_cpu:
+        return own
+    rate = load_constants().loading.rate.scenario(2 - scenario)
+    return weights_on_disk(plan.shape, plan.dtype) / rate + (own if plan.engine == "session" else 0.0)
 
 
 def _wall(work: Workload, plan: Plan, times: _Times, judging: float, scenario: int) -> float:
-    start = plan.speed.measured.start.scenario(scenario)
+    start = _start(plan, scenario)
     if plan.on_cpu:
         return start + times.generation + judging
-    last = work.judging.scenario(scenario) if judging < times.generation else times.generation / work.answers
-    return start + max(times.generation, judging) + last
+    return start + max(times.generation + work.judging.scenario(scenario), times.first + judging)
 
 
-def _disk(work: Workload, plan: Plan) -> int:
-    """Bytes of images on each machine that judges."""
+def _disk(work: Workload, plan: Plan) -> tuple[int, int]:
+    """Bytes of images: where the agents work, which need every one, and on each other machine that judges."""
     if not work.images:
-        return 0
-    images = ceil(work.images / plan.judge_machines)
-    at_once = IMAGES_AN_AGENT * ceil(_agents(plan) / plan.judge_machines)
-    return disk_of_images(images, min(work.environments, images), plan.keep_images, at_once)
+        return 0, 0
+    agents = IMAGES_AN_AGENT * _agents(work, plan)
+    here = disk_of_images(work.images, work.environments, plan.keep_images, agents)
+    if plan.judge_machines == 1:
+        return here, 0
+    share = ceil(work.images / plan.judge_machines)
+    return here, disk_of_images(share, min(work.environments, share), plan.keep_images, plan.cores_each)
 
 
 def _in_order(values: list[float]) -> Range:
@@ -356,12 +404,24 @@ def _notes(work: Workload, plan: Plan, loops: int, parallel: int, batch: int, fi
         notes.append(f"{plan.dtype} was not timed there")
     if plan.engine == "vllm":
         notes.append("vLLM's speed is taken to be the in-process engine's: it was not measured on a GPU")
+    if not plan.on_cpu:
+        own = "with compiling, as measured; imports are not in it"
+        if plan.engine == "vllm":
+            own = "vLLM's own start was not measured and is not in it"
+        notes.append(f"wall begins with the loading of weights, at a rate that is assumed; {own}")
+    limit = plan.shape.at(1).max_position_embeddings
+    if plan.context is None and _least(work) > limit:
+        notes.append(
+            f"{work.name}: a prompt and an answer may come to {_least(work):,} tokens: memory is for the model's most, "
+            f"{limit:,}"
+        )
     if parallel > 1:
         notes.append("tensor parallel: what GPUs say to each other is not reckoned")
     if plan.engine == "session" and plan.machines * plan.gpus > 1:
         notes.append("the in-process engine uses one GPU a run: each loop count gets its own")
-    if work.agent and batch == ceil(_agents(plan) / _replicas(work, plan, parallel)) and (fits is None or batch < fits):
-        notes.append(f"{_agents(plan)} agents at a time keep the GPUs waiting: --workers")
+    agents = _agents(work, plan)
+    if work.agent and batch == ceil(agents / _replicas(work, plan, parallel)) and (fits is None or batch < fits):
+        notes.append(f"{agents} agents at a time keep the GPUs waiting: --workers")
     if work.images and not work.environments_known:
         notes.append("disk: every image is taken to be of an environment of its own")
     return notes
@@ -388,12 +448,13 @@ def _told_memory(
     return lines
 
 
-def _told_wall(work: Workload, plan: Plan, generation: Range, judging: Range, wall: Range) -> str:
-    joined = "one after the other on the same cores" if plan.on_cpu else "the longer of both, and the last answer"
+def _told_wall(work: Workload, plan: Plan, times: _Times, judging: Range, wall: Range) -> str:
+    joined = "one after the other on the same cores"
+    if not plan.on_cpu:
+        joined = f"judging begins after {times.first:,.1f} s, and ends one judgement after writing or later"
     return (
-        f"start {plan.speed.measured.start.middle:.1f} s, writing {generation.middle:,.1f} s, judging "
-        f"{judging.middle:,.1f} s on {plan.cores} cores ({work.answers:,} x {work.judging.middle:g} s): {joined}: "
-        f"{wall.middle:,.1f} s"
+        f"start {_start(plan, 1):.1f} s, writing {times.generation:,.1f} s, judging {judging.middle:,.1f} s on "
+        f"{_judges(work, plan)} cores ({work.answers:,} x {work.judging.middle:g} s): {joined}: {wall.middle:,.1f} s"
     )
 
 

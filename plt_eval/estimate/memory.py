@@ -108,17 +108,17 @@ def sequences_that_fit(engine: Engine, memory: float, weights: int, one: KVMemor
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes of one process: its share of weights, gradients and the optimizer's two moments (float32); what FSDP
-    gathers; activations; logits and the loss."""
+    """Bytes of one process: its share of weights, gradients and the optimizer's two moments (float32); copies of
+    weights and gradients; activations; logits and the loss."""
 
     state: int
-    gathered: int
+    copies: int
     activations: int
     logits: int
 
     @property
     def total(self) -> int:
-        return self.state + self.gathered + self.activations + self.logits
+        return self.state + self.copies + self.activations + self.logits
 
 
 def training_memory(shape: Shape, recipe: Recipe, loops: int, world: int, *, sharded: bool) -> TrainingMemory:
@@ -131,16 +131,17 @@ def training_memory(shape: Shape, recipe: Recipe, loops: int, world: int, *, sha
     size, parameters, layers = 2 if half else 4, shape.parameters, config.num_hidden_layers
     share = max(1, recipe.batch // world)
     tokens = recipe.sequence_length * min(share, recipe.micro_batch or share)
-    gathered = 0
     if sharded:  # the root's embedding and head stay gathered; of the layers one in use and the next, and a gradient
-        gathered = size * (parameters - shape.layer_parameters) + 3 * size * shape.layer_parameters // layers
+        copies = size * (parameters - shape.layer_parameters) + 3 * size * shape.layer_parameters // layers
+    else:  # autocast keeps its weights until they are used backward; DDP has gradients a second time, in buckets
+        copies = 2 * parameters * half + 4 * parameters * (world > 1)
     one_layer = int(_layer_width(config) * SAVED["bf16" if half else "float32"])
     if recipe.gradient_checkpointing:
         kept = loops * (layers + 2) * config.hidden_size + (loops > 1) * layers * 2 * narrow + one_layer
     else:
         kept = loops * layers * one_layer
     logits = config.vocab_size * ((2 if half else 0) + 4 + 4)
-    return TrainingMemory(16 * parameters // (world if sharded else 1), gathered, tokens * size * kept, tokens * logits)
+    return TrainingMemory(16 * parameters // (world if sharded else 1), copies, tokens * size * kept, tokens * logits)
 
 
 def _layer_width(config: PLTConfig) -> int:

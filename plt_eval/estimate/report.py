@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from plt_eval.estimate.constants import Range
+from plt_eval.estimate.constants import Range, load_constants
 from plt_eval.estimate.evaluation import Plan, RunEstimate, total_wall
 from plt_eval.estimate.memory import GIB
 from plt_eval.estimate.training import TrainingEstimate, TrainingPlan
@@ -60,8 +60,8 @@ def print_runs(
     table = Table(title=Text(title), title_justify="left")
     table.add_column("suite", overflow="fold")
     for heading in (
-        "R", "weights a GPU", "KV a text", "KV of the batch", "texts that fit", "at a time", "GPUs", "GPU-hours",
-        "writing", "judging", "wall", "judging CPU-h", "disk a judge",
+        "R", "weights a GPU", "KV a text", "KV of the batch", "texts that fit", "at a time", "GPUs", "GPU-h writing",
+        "writing", "judging", "wall", "judging CPU-h", "disk",
     ):  # fmt: skip
         table.add_column(heading, justify="right")
     for row in rows:
@@ -71,7 +71,7 @@ def print_runs(
             "-" if row.sequences is None else f"{row.sequences:,}",
             "-" if row.batch is None else f"{row.batch:,}", str(row.gpus), spanned(row.gpu_hours),
             spanned(row.generation, duration), spanned(row.judging, duration), spanned(row.wall, duration),
-            spanned(row.judging_cpu_hours), size(row.disk) if row.disk else "-",
+            spanned(row.judging_cpu_hours), _disk(row),
         ]  # fmt: skip
         table.add_row(*(Text(cell) for cell in cells))
     console.print(table)
@@ -84,6 +84,9 @@ def print_runs(
             console.print(f"{one.name}: assumed, not measured: {', '.join(assumed)}", soft_wrap=True)
     if explain:
         _explain_source(console, plan.speed.measured.source, plan.speed.measured.machine)
+        if not plan.on_cpu:
+            console.print(f"loading of weights: {load_constants().loading.source}", soft_wrap=True)
+            console.print(f"start: {plan.speed.measured.start_source}", soft_wrap=True)
         for one in work:
             for name, source in one.sources.items():
                 console.print(f"{one.name}, {name}: {source}", soft_wrap=True)
@@ -97,6 +100,12 @@ def print_runs(
         for name, fit in fits.items():
             numbers = ", ".join(f"{value:.3g}" for value in fit.coefficients)
             console.print(f"fitted, {name}: {numbers}; measured over fitted {fit.low:.2f} to {fit.high:.2f}")
+
+
+def _disk(row: RunEstimate) -> str:
+    if not row.disk:
+        return "-"
+    return size(row.disk) + (f"\nother judges {size(row.disk_of_judges)}" if row.disk_of_judges else "")
 
 
 def runs_json(plan: Plan, work: Sequence[Workload], rows: Sequence[RunEstimate]) -> dict[str, Any]:
@@ -130,14 +139,14 @@ def print_trainings(console: Console, plan: TrainingPlan, rows: Sequence[Trainin
     title = f"{plan.recipe.name}: {machines}, {how}, {plan.recipe.steps:,} steps"
     table = Table(title=Text(title), title_justify="left")
     for heading in (
-        "R", "FLOPs a step", "state", "gathered", "activations", "logits", "a process", "fits",
+        "R", "FLOPs a step", "state", "copies", "activations", "logits", "a process", "fits",
         "a step", "GPU-hours", "wall",
     ):  # fmt: skip
         table.add_column(heading, justify="right")
     for row in rows:
         memory = row.memory
         cells = [
-            str(row.loops), f"{row.step_flops:.3g}", size(memory.state), size(memory.gathered),
+            str(row.loops), f"{row.step_flops:.3g}", size(memory.state), size(memory.copies),
             size(memory.activations), size(memory.logits), size(memory.total), _yes(row.fits),
             spanned(row.step_seconds, duration), spanned(row.gpu_hours), spanned(row.wall, duration),
         ]  # fmt: skip
@@ -160,7 +169,7 @@ def trainings_json(plan: TrainingPlan, rows: Sequence[TrainingEstimate]) -> dict
     return {
         "kind": "training",
         "recipe": plan.recipe.name,
-        "device": plan.speed.device.model_dump(),
+        "device": plan.speed.device.model_dump(exclude={"bandwidth"}),
         "measured": {"machine": plan.speed.measured.machine, "source": plan.speed.measured.source},
         "machines": plan.machines,
         "gpus": plan.gpus,

@@ -11,6 +11,7 @@ from plt_eval.estimate.shapes import Shape
 from plt_eval.estimate.speed import Speed
 from plt_model.training.flops import training_flops
 from plt_model.training.recipe import Recipe
+from plt_model.training.run import TrainingError, check_sharding, split_batch
 
 FREE = 0.92
 """Of a GPU's memory: the rest is CUDA's, its libraries' and torch's fragments'. Assumed, not measured."""
@@ -57,18 +58,17 @@ class TrainingEstimate:
 def estimate_training(plan: TrainingPlan, loops: int) -> TrainingEstimate:
     """One loop count. Raises UserError for processes that cannot share the batch, and RecipeError."""
     recipe, world = plan.recipe, plan.world
-    if recipe.batch % world:
-        raise UserError(
-            f"--machines {plan.machines} --gpus {plan.gpus}: a batch of {recipe.batch} sequences cannot be shared by "
-            f"{world} processes evenly"
-        )
+    if plan.sharded:
+        check_sharding(recipe.optimizer)
+    try:
+        _, turns = split_batch(recipe.batch, recipe.micro_batch, world)
+    except TrainingError as error:
+        raise UserError(f"--machines {plan.machines} --gpus {plan.gpus}: {error}") from None
     shape = recipe_shape(recipe)
     flops = training_flops(shape.at(loops), recipe.sequence_length) * recipe.batch_tokens
     memory = training_memory(shape, recipe, loops, world, sharded=plan.sharded)
     seconds = _step_seconds(plan, shape, loops, flops)
     wall = _times(seconds, recipe.steps)
-    share = recipe.batch // world
-    turns = share // min(share, recipe.micro_batch or share)
     traffic = _traffic(plan, shape, loops, turns)
     fits = None if plan.on_cpu else memory.total <= FREE * (plan.speed.device.memory_gib or 0) * GIB
     return TrainingEstimate(
@@ -162,7 +162,7 @@ def _told(
         f"a step: {flops:.3g} FLOPs at R={loops}, forward and backward"
         + (", a third more for activations computed again" if recipe.gradient_checkpointing else "")
         + f"; {seconds.low:.3g} to {seconds.high:.3g} s on {plan.world} x {plan.speed.device.name}",
-        f"a process: weights, gradients, moments {memory.state / GIB:.3f}, gathered {memory.gathered / GIB:.3f}, "
+        f"a process: weights, gradients, moments {memory.state / GIB:.3f}, copies {memory.copies / GIB:.3f}, "
         f"activations {memory.activations / GIB:.3f}, logits {memory.logits / GIB:.3f} GiB",
     ]
     if traffic:

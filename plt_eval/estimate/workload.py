@@ -16,6 +16,8 @@ from plt_eval.estimate.tokens import Tokens
 
 FAMILIES = {"cruxeval-": "cruxeval", "bigcodebench": "bigcodebench", "multilingual": "multilingual", "tools": "tools"}
 """Suites judged alike, by how their names begin."""
+BORROWED = {"bigcodebench-hard-instruct": "bigcodebench-instruct"}
+"""Suites whose texts are taken to be another's; without an entry: of the one that their name begins with."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Workload:
 
     name: str
     answers: int
+    agent: bool
     prompt: Range
     new: Range
     steps: Range
@@ -62,10 +65,6 @@ class Workload:
     environments: int
     environments_known: bool
     sources: dict[str, str]
-
-    @property
-    def agent(self) -> bool:
-        return self.steps.high > 1
 
     def longest(self, scenario: int) -> int:
         """Tokens that a sequence holds at its end."""
@@ -103,11 +102,12 @@ def _unnamed(asked: Asked) -> Workload:
     if asked.characters_per_token is not None:
         raise UserError("--characters-per-token has no effect without --suite: tokens are given")
     steps = asked.steps or 1
-    _refuse_agents_options(asked, agent=steps > 1)
+    _refuse_agents_options(asked, agent=asked.steps is not None)
     given = "given"
     return Workload(
         name=f"{asked.instances} instances",
         answers=asked.instances * asked.samples,
+        agent=asked.steps is not None,
         prompt=Range.exactly(asked.prompt_tokens),
         new=Range.exactly(asked.new_tokens),
         steps=Range.exactly(steps),
@@ -125,27 +125,39 @@ def _of_suite(name: str, problems: int, asked: Asked, constants: Constants) -> W
     agents = constants.agents.suites.get(name)
     if agents is not None:
         return _of_agents(name, agents, asked, constants)
-    texts = _texts(name, asked, constants)
+    texts, of = _texts(name, asked, constants)
+    borrowed = "" if of in (name, None) else f"; {of}'s texts"
     _refuse_agents_options(asked, agent=False)
     per_token, told = asked.per_token(constants)
     prompt, prompt_source = _given(asked.prompt_tokens), "given"
     new, new_source = _given(asked.new_tokens), "given"
     if texts is not None:
         characters, gold = texts.characters(chat=asked.tokens is None or asked.tokens.chat)
+        if asked.characters_per_token is not None and prompt is not None and (new is not None or gold is None):
+            raise UserError("--characters-per-token has no effect: all that it would count is given in tokens")
         if prompt is None:
             prompt = Range.exactly(characters / per_token)
-            prompt_source = f"{characters} characters (mean of the suite's rows), {per_token:.3g} a token ({told})"
+            prompt_source = (
+                f"{characters} characters (mean of the suite's rows), {per_token:.3g} a token ({told}){borrowed}"
+            )
         if new is None:
             new, new_source = _writing(gold, texts.limit, per_token)
+            new_source += borrowed
+    elif asked.characters_per_token is not None:
+        raise UserError("--characters-per-token has no effect: all that it would count is given in tokens")
     assert prompt is not None
     assert new is not None
     judging, judging_source = _judging(name, asked, constants)
-    count = asked.instances or (texts.problems if texts is not None else problems)
+    problems = problems or (texts.problems if texts is not None and of == name else 0)
+    count = asked.instances or problems
     if not count:
         raise UserError(f"--instances is missing: how many problems {name} has is not known here")
+    if problems and count > problems:
+        raise UserError(f"--instances {count}: {name} has {problems}")
     return Workload(
         name=name,
         answers=count * asked.samples,
+        agent=False,
         prompt=prompt,
         new=new,
         steps=Range.exactly(1),
@@ -164,15 +176,16 @@ def _of_suite(name: str, problems: int, asked: Asked, constants: Constants) -> W
     )
 
 
-def _texts(name: str, asked: Asked, constants: Constants) -> TextRecord | None:
-    found = constants.texts.suites.get(name)
-    if found is None:
-        found = next((r for key, r in constants.texts.suites.items() if name.startswith(key + "-")), None)
-    if found is None:
+def _texts(name: str, asked: Asked, constants: Constants) -> tuple[TextRecord | None, str | None]:
+    """The suite's, or those of the one whose texts its own are like: with that one's name."""
+    known = constants.texts.suites
+    of = BORROWED.get(name) or max((key for key in known if f"{name}-".startswith(f"{key}-")), key=len, default=None)
+    if of is None:
         for flag, value in (("--prompt-tokens", asked.prompt_tokens), ("--new-tokens", asked.new_tokens)):
             if value is None:
                 raise UserError(f"{flag} is missing: nobody measured {name}'s texts here")
-    return found
+        return None, None
+    return known[of], of
 
 
 def _writing(gold: int | None, limit: int, per_token: float) -> tuple[Range, str]:
@@ -207,6 +220,9 @@ def _of_agents(name: str, suite: AgentSuite, asked: Asked, constants: Constants)
         raise UserError(f"--instances {count}: {name} has {suite.problems}")
     if asked.samples != 1:
         raise UserError(f"--samples has no effect on suite {name}: an instance is solved once")
+    if asked.characters_per_token is not None and asked.prompt_tokens is not None:
+        raise UserError("--characters-per-token has no effect: all that it would count is given in tokens")
+    _refuse_agents_options(asked, agent=True)
     prompt = _given(asked.prompt_tokens) or Range.exactly(characters / per_token)
     judging = constants.judging["swe"]
     assumed = f"assumed ({agents.assumed})"
@@ -225,6 +241,7 @@ def _of_agents(name: str, suite: AgentSuite, asked: Asked, constants: Constants)
     return Workload(
         name=name,
         answers=count,
+        agent=True,
         prompt=prompt,
         new=_given(asked.new_tokens) or agents.new_tokens,
         steps=_given(asked.steps) or agents.steps,
@@ -243,10 +260,14 @@ def _given(value: float | None) -> Range | None:
 
 
 def _refuse_agents_options(asked: Asked, *, agent: bool) -> None:
+    if agent:
+        if asked.steps == 1 and asked.observation_tokens is not None:
+            raise UserError("--observation-tokens has no effect with --steps 1: nothing is written after a command")
+        return
     for flag, value in (("--observation-tokens", asked.observation_tokens), ("--tool-seconds", asked.tool_seconds)):
-        if value is not None and not agent:
+        if value is not None:
             raise UserError(f"{flag} has no effect without an agent: give --steps too, or --suite swe")
-    if asked.steps is not None and asked.suite is not None and not agent:
+    if asked.steps is not None and asked.suite is not None:
         raise UserError(f"--steps has no effect on suite {asked.suite}: it belongs to agents, as swe")
 
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from plt_eval.bench.floor import kv_bytes
 from plt_eval.cli.main import main
 from plt_eval.cluster.orders import DOCKER
+from plt_eval.errors import UserError
 from plt_eval.estimate.constants import MuonPoint, Point, Range, calibration_file, load_constants
 from plt_eval.estimate.evaluation import Plan, RunEstimate, estimate_run, total_wall
 from plt_eval.estimate.memory import GIB, pages, sequences_that_fit, slot, training_memory, weights_on_disk
@@ -31,6 +32,7 @@ from plt_model import PLTCache, PLTConfig, PLTForCausalLM
 from plt_model.decode.cache import StaticCache
 from plt_model.training.flops import forward_flops
 from plt_model.training.recipe import Optimizer, load_recipe
+from plt_model.training.run import TrainingError
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -221,14 +223,50 @@ def test_longer_texts_never_take_less(engine: str, length: int, more: int, batch
     assert _no_less(first.generation, second.generation)
 
 
-@given(ENGINES, st.integers(1, 20), st.integers(0, 20), st.integers(1, 8), st.integers(1, 3000))
+AGENTS = st.sampled_from([{}, {"steps": 9, "observation_tokens": 300, "tool_seconds": 1.0}])
+
+
+@given(ENGINES, AGENTS, st.integers(1, 20), st.integers(0, 20), st.integers(1, 8), st.integers(1, 3000))
 @FEW
-def test_more_machines_never_take_longer(engine: str, machines: int, more: int, gpus: int, count: int) -> None:
+def test_more_machines_never_take_longer(
+    engine: str, agents: dict[str, Any], machines: int, more: int, gpus: int, count: int
+) -> None:
     runs = [
-        estimate_run(work(instances=count), plan(engine=engine, machines=n, gpus=gpus, judge_machines=n), 2)
+        estimate_run(work(instances=count, **agents), plan(engine=engine, machines=n, gpus=gpus, judge_machines=n), 2)
         for n in (machines, machines + more)
     ]
     assert _no_less(runs[1].wall, runs[0].wall)
+
+
+@given(ENGINES, AGENTS, st.integers(1, 64), st.integers(0, 500), st.integers(1, 500), st.integers(1, 9))
+@FEW
+def test_more_gpus_never_make_more_agents_than_workers(
+    engine: str, agents: dict[str, Any], gpus: int, more: int, workers: int, machines: int
+) -> None:
+    runs = [
+        estimate_run(work(**agents), plan(engine=engine, gpus=n, machines=machines, workers=workers), 2)
+        for n in (gpus, gpus + more)
+    ]
+    assert _no_less(runs[1].wall, runs[0].wall)
+    assert not agents or runs[1].replicas <= workers
+
+
+@given(
+    ENGINES, AGENTS, st.integers(1, 9), st.integers(1, 2000), st.floats(0, 900), st.integers(0, 9), st.integers(0, 500),
+    st.floats(0, 900),
+)  # fmt: skip
+@FEW
+def test_fewer_judges_dearer_judging_and_more_instances_never_take_less(
+    engine: str, agents: dict[str, Any], judges: int, count: int, one: float, fewer: int, more: int, dearer: float
+) -> None:
+    def wall(judges: int, count: int, one: float) -> Range | None:
+        here = plan(engine=engine, gpus=8, judge_machines=judges)
+        return estimate_run(work(instances=count, judge_seconds=one, **agents), here, 2).wall
+
+    found = wall(judges + fewer, count, one)
+    assert _no_less(found, wall(judges, count, one))
+    assert _no_less(found, wall(judges + fewer, count + more, one))
+    assert _no_less(found, wall(judges + fewer, count, one + dearer))
 
 
 @given(st.integers(1, 12), st.integers(1, 12))
@@ -247,6 +285,62 @@ def test_an_agents_conversation_that_is_kept_is_read_once() -> None:
     assert kept.generation is not None
     assert again.generation is not None
     assert again.generation.middle > 1.2 * kept.generation.middle
+
+
+def test_the_last_answer_is_judged_after_it_is_written() -> None:
+    """16 answers side by side, and 16 judges."""
+    found = estimate_run(work(instances=16, new_tokens=5000, judge_seconds=600.0), plan(engine="session"), 1)
+    assert _ends(found.wall)[1] >= 600 + _ends(found.generation)[1]
+
+
+def test_workers_are_all_agents_and_all_judgements_of_a_machine() -> None:
+    def run(**changes: Any) -> RunEstimate:
+        (agents,) = workloads(Asked(suite="swe", judge_seconds=600.0), load_constants())
+        return estimate_run(agents, plan(**changes), 2)
+
+    one = run(workers=1)
+    for gpus, machines in ((8, 1), (8, 62)):
+        more = run(workers=1, gpus=gpus, machines=machines)
+        assert (more.replicas, more.batch, more.generation) == (1, 1, one.generation)
+    assert one.judging.middle == 500 * 600
+    assert run(workers=1, judge_machines=2).judging.middle == ceil(500 / 32) * 600
+    assert any("16 agents at a time" in note for note in run(judge_machines=4).notes)
+
+
+def test_the_machine_of_the_agents_has_every_image() -> None:
+    (agents,) = workloads(Asked(suite="swe"), load_constants())
+    found = estimate_run(agents, plan(judge_machines=2), 2)
+    assert (found.disk, found.disk_of_judges) == (455 * GIB, 330 * GIB)
+    few = estimate_run(agents, plan(workers=2, judge_machines=2, judge_cores=4, keep_images="none"), 2)
+    assert (few.disk, few.disk_of_judges) == ((5 + 3 * 6 * 2) * GIB, (5 + 3 * 4) * GIB)
+
+
+def test_a_suite_has_its_own_number_of_problems_where_its_texts_are_anothers() -> None:
+    hard, told, all_ = (
+        workloads(Asked(suite=name), load_constants())[0]
+        for name in ("bigcodebench-hard", "bigcodebench-hard-instruct", "bigcodebench-instruct")
+    )
+    assert (hard.answers, told.answers, all_.answers) == (148, 148, 1140)
+    assert told.prompt == all_.prompt != hard.prompt
+    assert "bigcodebench-instruct's texts" in told.sources["prompt"]
+    assert "texts" not in all_.sources["prompt"]
+    (translated,) = workloads(Asked(suite="multilingual-mbpp:js"), load_constants())
+    assert translated.answers == 397
+
+
+def test_wall_begins_with_loading_and_says_what_of_it_was_measured() -> None:
+    loading = load_constants().loading.rate.middle
+    for engine, compiling in (("session", speed().measured.start.middle), ("vllm", 0.0)):
+        found = estimate_run(work(judge_seconds=0.0), plan(engine=engine), 1)
+        start = _ends(found.wall)[1] - _ends(found.generation)[1]
+        assert start == pytest.approx(weights_on_disk(Shape.named("7b"), "bfloat16") / loading + compiling)
+        assert any("rate that is assumed" in note for note in found.notes)
+
+
+def test_texts_that_outgrow_the_model_are_told() -> None:
+    small = plan(shape=Shape.checkpoint("plt-tiny:r2"), engine="session")
+    (texts,) = workloads(Asked(suite="bigcodebench", tokens=tokens_of("plt-tiny:r2")), load_constants())
+    assert any("may come to" in note for note in estimate_run(texts, small, 2).notes)
 
 
 def test_500_instances_at_two_loops_are_hours_of_a_gpu_and_the_images_that_a_run_reckons() -> None:
@@ -316,6 +410,42 @@ def training(**changes: Any) -> TrainingPlan:
         "sharded": True,
     }
     return TrainingPlan(**{**own, **changes})
+
+
+def test_a_training_that_a_run_refuses_has_no_estimate() -> None:
+    seven = load_recipe("loopcoder-v2-7b")
+    with pytest.raises(UserError, match="micro_batch is 3"):
+        estimate_training(training(recipe=seven.model_copy(update={"micro_batch": 3})), 2)
+    with pytest.raises(UserError, match="cannot be shared by 24 processes"):
+        estimate_training(training(gpus=6), 2)
+    with pytest.raises(TrainingError, match="Muon needs whole matrices"):
+        estimate_training(training(recipe=load_recipe("plt-tiny"), machines=1, gpus=2), 2)
+
+
+def test_what_is_not_sharded_holds_copies() -> None:
+    recipe, shape = load_recipe("loopcoder-v2-7b"), Shape.named("7b")
+    full = recipe.model_copy(update={"precision": "float32"})
+    copies = [training_memory(shape, r, 2, n, sharded=False).copies for r in (recipe, full) for n in (1, 2)]
+    assert copies == [each * shape.parameters for each in (2, 6, 0, 4)]
+    assert estimate_training(training(machines=1, gpus=1, sharded=False), 1).fits is False
+
+
+def test_autocast_keeps_a_copy_of_every_matrix_for_backward() -> None:
+    model = PLTForCausalLM(Shape.named("small").at(1)).train()
+    shapes = {weight.shape for weight in model.parameters() if weight.dim() == 2}
+    seen: dict[int, torch.Tensor] = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        if x.dtype is torch.bfloat16 and x.dim() == 2 and {x.shape, x.mT.shape} & shapes:
+            seen[x.untyped_storage().data_ptr()] = x
+        return x
+
+    ids = torch.ones(1, 7, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), torch.autocast("cpu", torch.bfloat16):
+        model(ids, labels=ids, use_cache=False)
+    looked_up = model.get_input_embeddings().weight.numel()
+    told = sum(weight.numel() for weight in model.parameters()) - looked_up
+    assert sum(x.numel() for x in seen.values()) == pytest.approx(told, rel=0.02)
 
 
 def test_training_costs_what_its_flops_say_at_a_given_utilisation() -> None:
@@ -441,6 +571,26 @@ def test_cpu_wants_its_own_measurements_and_uses_them(capsys: pytest.CaptureFixt
         (["--suite", "code", "--shape", "7b", "--params", "7e9"], "exclude each other"),
         (["--suite", "code", "--loops", "0"], "--loops"),
         (["--suite", "code", "--steps", 3], "--steps has no effect"),
+        (["--suite", "humaneval", "--instances", 165], "--instances 165: humaneval has 164"),
+        (["--suite", "humaneval", "--new-tokens", 10**6], "--new-tokens: a prompt and an answer"),
+        (["--instances", 5, "--prompt-tokens", 10**6, "--new-tokens", 9], "--prompt-tokens and --new-tokens: a prompt"),
+        (["--suite", "code", "--keep-images", "all"], "--keep-images has no effect"),
+        (["--suite", "swe", "--steps", 1, "--observation-tokens", 9], "--observation-tokens has no effect"),
+        (["--suite", "swe", "--steps", 1, "--engine", "vllm", "--prefix-cache", "on"], "with --steps 1"),
+        (["--suite", "swe", "--prefix-cache", "on"], "--prefix-cache has no effect with --engine session"),
+        (
+            ["--suite", "mbpp", "--prompt-tokens", 9, "--new-tokens", 9, "--characters-per-token", 2],
+            "--characters-per-token has no effect",
+        ),
+        (["--suite", "swe", "--prompt-tokens", 9, "--characters-per-token", 2], "--characters-per-token has no effect"),
+        (["--suite", "code", "--gpu", "cpu", "--machines", 2], "--machines 2 has no effect with --gpu cpu"),
+        (["train", "--recipe", "quick", "--gpu", "cpu", "--gpus", 2], "--gpus 2 has no effect with --gpu cpu"),
+        (["--calibrate", "--json"], "--json has no effect with --calibrate alone"),
+        (["--calibrate", "--suite", "code"], "--calibrate has no effect on --gpu h200"),
+        (["--calibrate", "--gpu", "cpu", "--suite", "nope"], "unknown suite"),
+        (["--calibrate", "--gpu", "cpu", "--suite", "code", "--context", 50], "--context 50"),
+        (["train", "--recipe", "quick", "--gpu", "b300"], "give --flops, --gpu-memory"),
+        (["train", "--recipe", "plt-tiny", "--gpus", 2, "--fsdp"], "--fsdp: Muon needs whole matrices"),
         (["--suite", "code", "--workers", 3], "--workers has no effect"),
         (["--suite", "code", "--context", 50], "--context 50"),
         (["--suite", "code", "--context", 10**7], "--context 10000000"),
@@ -464,6 +614,26 @@ def test_what_cannot_be_is_one_line(capsys: pytest.CaptureFixture[str], argument
     assert (code, out) == (2, "")
     assert said in err
     assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("flag", ["--memory-bandwidth", "--flops", "--gpu-memory"])
+def test_numbers_without_end_are_refused(capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    code, _, err = cli(capsys, "--suite", "code", flag, "inf")
+    assert (code, flag in err, "Traceback" in err) == (2, True, False)
+
+
+def test_an_agent_of_one_step_is_an_agent_and_muon_is_not_sharded(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = cli(capsys, "--suite", "swe", "--steps", 1, "--workers", 5, "--loops", 1, "--json")
+    assert (code, json.loads(out)["rows"][0]["batch"]) == (0, 5)
+    code, out, _ = cli(capsys, "train", "--recipe", "plt-tiny", "--gpus", 2, "--loops", 1, "--json")
+    assert (code, json.loads(out)["sharded"]) == (0, False)
+
+
+def test_a_gpu_of_the_users_has_no_source_but_the_user(capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = ("--memory-bandwidth", 2039, "--flops", 312, "--gpu-memory", 80)
+    code, out, _ = cli(capsys, "--suite", "mbpp", "--loops", 1, "--gpu", "a100", *numbers, "--json")
+    source = json.loads(out)["device"]["source"]
+    assert (code, "given: --memory-bandwidth" in source, "data sheet" in source) == (0, True, False)
 
 
 @pytest.mark.parametrize("name", ["train.sbatch", "evaluate.sbatch"])

@@ -49,7 +49,7 @@ from plt_model.training import checkpoints
 from plt_model.training.flops import training_flops
 from plt_model.training.packing import Ingredient, WindowDataset
 from plt_model.training.progress import RichProgress
-from plt_model.training.recipe import BYTES, Common, Recipe, TuningRecipe
+from plt_model.training.recipe import BYTES, Common, Optimizer, Recipe, TuningRecipe
 from plt_model.training.shards import TokenData
 from plt_model.training.trainer import METRICS, PLTTrainer, TrainingError, read_metrics, resume_metrics
 
@@ -295,11 +295,11 @@ def check_engine(recipe: Recipe | TuningRecipe, engine: Engine) -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if engine.fsdp and world == 1:
         raise TrainingError("--fsdp shards over processes: start it with torchrun --nproc-per-node N (found 1 process)")
-    if engine.fsdp and recipe.optimizer.kind == "muon":
-        raise TrainingError("--fsdp: Muon needs whole matrices; set optimizer.kind to adamw in the recipe")
+    if engine.fsdp:
+        check_sharding(recipe.optimizer)
     if engine.device == "cuda" and not torch.cuda.is_available():
         raise TrainingError("--device cuda: torch finds no CUDA device here")
-    _split_batch(recipe.batch, recipe.micro_batch, world)
+    split_batch(recipe.batch, recipe.micro_batch, world)
     for name in engine.report_to:
         if name not in REPORTERS:
             raise TrainingError(f"--report-to {name}: expected one of {', '.join(REPORTERS)}")
@@ -307,10 +307,16 @@ def check_engine(recipe: Recipe | TuningRecipe, engine: Engine) -> None:
             raise TrainingError(f"--report-to {name}: the package is not installed: pip install {name}")
 
 
+def check_sharding(optimizer: Optimizer) -> None:
+    """Raises TrainingError."""
+    if optimizer.kind == "muon":
+        raise TrainingError("--fsdp: Muon needs whole matrices; set optimizer.kind to adamw in the recipe")
+
+
 def _arguments(job: Job, out: Path, engine: Engine) -> TrainingArguments:
     recipe = job.recipe
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    micro, accumulate = _split_batch(job.batch, recipe.micro_batch, world)
+    micro, accumulate = split_batch(job.batch, recipe.micro_batch, world)
     use_cpu = engine.device == "cpu" or not torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(out),
@@ -360,8 +366,8 @@ def _takes(argument: str) -> bool:
     return argument in TrainingArguments.__dataclass_fields__
 
 
-def _split_batch(batch: int, micro: int | None, world: int) -> tuple[int, int]:
-    """Sequences a device and turn, and turns a step."""
+def split_batch(batch: int, micro: int | None, world: int) -> tuple[int, int]:
+    """Sequences a device and turn, and turns a step. Raises TrainingError."""
     if batch % world:
         raise TrainingError(f"a batch of {batch} sequences cannot be shared by {world} processes evenly")
     share = batch // world
@@ -645,11 +651,13 @@ __all__ = [
     "TrainResult",
     "TrainingError",
     "check_engine",
+    "check_sharding",
     "check_tokenizer",
     "finished",
     "initial_model",
     "load_tokenizer",
     "run_job",
+    "split_batch",
     "train",
     "warner",
     "with_seed",
