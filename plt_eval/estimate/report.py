@@ -105,7 +105,7 @@ def print_runs(
 def _disk(row: RunEstimate) -> str:
     if not row.disk:
         return "-"
-    return size(row.disk) + (f"\nother judges {size(row.disk_of_judges)}" if row.disk_of_judges else "")
+    return size(row.disk) + (f"\nothers {size(row.disk_of_judges)}" if row.disk_of_judges else "")
 
 
 def runs_json(plan: Plan, work: Sequence[Workload], rows: Sequence[RunEstimate]) -> dict[str, Any]:

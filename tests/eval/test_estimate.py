@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 from functools import cache
@@ -641,6 +642,39 @@ def test_batch_files_parse(name: str) -> None:
     file = Path(__file__).parents[2] / "scripts" / "slurm" / name
     subprocess.run(["bash", "-n", str(file)], check=True)
     assert re.search(r"^#SBATCH --requeue$", file.read_text(), re.MULTILINE)
+
+
+def test_an_evaluation_goes_on_without_a_server_that_does_not_come_up(tmp_path: Path) -> None:
+    """With stand-ins for Slurm: two machines of two GPUs, of which one server never answers; then none does."""
+    stand_ins = {
+        "scontrol": "echo a1; echo a2",
+        "srun": 'echo "$@" | head -n 1 >> "$LOG"; exec /bin/sleep 60',
+        "curl": 'case "$*" in *${DEAD}*) exit 7 ;; esac',
+        "sleep": "exec /bin/sleep 0.1",
+        "plt-eval": 'echo "plt-eval $*" >> "$LOG"',
+    }
+    for name, text in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    log, file = tmp_path / "log", Path(__file__).parents[2] / "scripts" / "slurm" / "evaluate.sbatch"
+    own = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(log), "MODEL": "m", "NAME": "n", "LOOPS": "2",
+        "START_SECONDS": "1", "SLURM_JOB_NODELIST_HET_GROUP_0": "a", "SLURM_JOB_NODELIST_HET_GROUP_1": "a",
+        "SLURM_GPUS_PER_NODE_HET_GROUP_1": "h100:2", "SLURM_CPUS_PER_TASK_HET_GROUP_0": "12",
+    }  # fmt: skip
+    done = subprocess.run(["bash", file], env={**own, "DEAD": "a1:8001"}, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "http://a1:8001/v1: no server in 1 s" in done.stderr) == (0, True)
+    lines = log.read_text().splitlines()
+    (run,) = (line for line in lines if line.startswith("plt-eval"))
+    assert re.findall(r"--endpoint (\S+)", run) == [f"http://{at}/v1" for at in ("a1:8000", "a2:8000", "a2:8001")]
+    (servers,) = (line for line in lines if "--het-group=1" in line)
+    assert "--nodes=2 --ntasks=4 --ntasks-per-node=2 --cpus-per-task=8 " in servers
+    judges = [line for line in lines if "--het-group=0" in line]
+    assert len(judges) == 2
+    assert all("--cpus-per-task=12 " in line and '{"docker": 12}' in line for line in judges if "--head" in line)
+    log.unlink()
+    none = subprocess.run(["bash", file], env={**own, "DEAD": "http"}, capture_output=True, text=True, timeout=60)
+    assert (none.returncode, "plt-eval run" in log.read_text()) == (1, False)
 
 
 def test_judges_of_the_batch_file_offer_docker_which_its_own_suite_needs() -> None:
