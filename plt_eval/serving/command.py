@@ -184,7 +184,7 @@ def _vllm_module(options: ServeOptions, resolved: ResolvedModel, folder: Path) -
         "--chat-template": options.chat_template,
         "--tensor-parallel-size": options.tensor_parallel,
         "--max-model-len": options.max_model_len or "auto",
-        "--kv-cache-memory-bytes": cpu_kv_bytes() if device.type == "cpu" else None,
+        "--kv-cache-memory-bytes": cpu_kv_bytes(options.tensor_parallel or 1) if device.type == "cpu" else None,
     }
     flags = [str(part) for pair in given.items() if pair[1] is not None for part in pair]
     return ["vllm.entrypoints.launchers.api_server.entry", *flags]

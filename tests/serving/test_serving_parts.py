@@ -135,6 +135,7 @@ def test_an_engine_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_vllm_gets_model_loops_and_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_start, "check_installed", lambda _: None)
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
     template = tmp_path / "chat.jinja"
     template.write_text("{{ messages }}")
     options = ServeOptions(
@@ -155,6 +156,7 @@ def test_vllm_gets_model_loops_and_numbers(tmp_path: Path, monkeypatch: pytest.M
     assert json.loads(given["--hf-overrides"]) == {"plt_num_loops": 3}
     assert given["--dtype"] == "float32"
     assert given["--tensor-parallel-size"] == "2"
+    assert int(given["--kv-cache-memory-bytes"]) <= vllm_start.CPU_KV_BYTES // 2
     assert given["--max-model-len"] == "512"
     assert given["--generation-config"] == "vllm"
     assert given["--served-model-name"] == "plt-tiny:r2"
