@@ -45,14 +45,15 @@ class ServerDied(Exception):
 
 class Child:
     """The process of `command` and all that it starts, in a process group of its own: a terminal's Ctrl-C reaches only
-    us. Leaving the block ends all of it, by SIGTERM and after `grace_s` seconds by SIGKILL."""
+    us. Its environment is ours, with what `environment` changes (None: a variable it must not have). Leaving the block
+    ends all of it, by SIGTERM and after `grace_s` seconds by SIGKILL."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], *, grace_s: float = 10.0) -> None:
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str | None], *, grace_s: float = 10.0) -> None:
         self.grace_s = grace_s
         self.last: deque[str] = deque(maxlen=400)
         self.process = subprocess.Popen(
             command,
-            env={**os.environ, **environment},
+            env={name: value for name, value in {**os.environ, **environment}.items() if value is not None},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -46,13 +46,24 @@ LAUNCHERS = {
 KEY_VARIABLES = {"vllm": "VLLM_API_KEY", "transformers": KEY_VARIABLE}
 """Where the servers look for the key that they ask of clients."""
 
-NO_EFFECT = (
+_TLS = "the server is asked over HTTP here; a proxy before it can speak TLS"
+_SSL = ("--ssl-keyfile", "--ssl-certfile", "--ssl-ca-certs", "--ssl-cert-reqs", "--ssl-ciphers", "--enable-ssl-refresh")
+_OURS = (
     *("--continuous-batching", "--compile", "--quantization", "--attn-implementation", "--trust-remote-code"),
     *("--model-timeout", "--default-seed", "--reasoning", "--chat-template-kwargs", "--decision-config"),
     *("--enable-cors", "--cb-block-size", "--cb-num-blocks", "--cb-max-batch-tokens", "--cb-max-memory-percent"),
     "--cb-use-cuda-graph",
 )
-"""Options of `transformers serve` about what we do in its place."""
+REFUSED = {
+    "vllm": {
+        **dict.fromkeys(_SSL, _TLS),
+        "--uds": "the server listens at --host and --port here",
+        "--headless": "without an address the server could not be asked",
+        "--config": "give what is in the file as options, here or before --",
+    },
+    "transformers": dict.fromkeys(_OURS, "has no effect, as requests are read and decoded by our own engine"),
+}
+"""Options of the servers that have no place here, and why."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +96,12 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Launch:
-    """A server that can be started: its command line, what it needs in its environment, and where it will be."""
+    """A server that can be started: its command line, what its environment has besides ours or without it (None), and
+    where it will be."""
 
     engine: str
     command: tuple[str, ...]
-    environment: Mapping[str, str]
+    environment: Mapping[str, str | None]
     host: str
     port: int
 
@@ -140,7 +152,7 @@ def plan(options: ServeOptions, resolved: ResolvedModel, engine: str, key: str |
     port = free_port(options.host, options.port)
     make = _vllm_module if engine == "vllm" else _transformers_module
     module = [*make(options, resolved, folder), "--host", options.host, "--port", str(port), *options.rest]
-    environment = {} if key is None else {KEY_VARIABLES[engine]: key}
+    environment = {KEY_VARIABLES[engine]: key}  # one of the user's own shell was not asked for
     return Launch(engine, (sys.executable, "-P", "-m", *module), environment, options.host, port)
 
 
@@ -233,9 +245,9 @@ def _check(options: ServeOptions, engine: str) -> None:
             raise UserError(f"{theirs} after --: give it before, as {ours}")
     if engine == "vllm" and "--hf-overrides" in names and options.loops is not None:
         raise UserError("--hf-overrides after -- would undo --loops: leave --loops out and put plt_num_loops into it")
-    for theirs in NO_EFFECT if engine == "transformers" else ():
+    for theirs, why in REFUSED[engine].items():
         if theirs in names:
-            raise UserError(f"{theirs} after --: has no effect, as requests are read and decoded by our own engine")
+            raise UserError(f"{theirs} after --: {why}")
 
 
 def _check_template(path: Path) -> None:
