@@ -1,8 +1,10 @@
-"""Answers with log-probabilities, in OpenAI's words for them."""
+"""Answers with log-probabilities or calls of tools, in OpenAI's words for them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import uuid
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokenizers.decoders import DecodeStream
@@ -27,15 +29,26 @@ def completion_answer(
     return {"object": "text_completion", "choices": [choice], "usage": _usage(asked, new)}
 
 
-def chat_answer(asked: Asked, new: list[int], scores: list[TokenScore] | None, prompts: Prompts) -> dict[str, Any]:
-    """A chat completion."""
+def chat_answer(
+    asked: Asked,
+    new: list[int],
+    scores: list[TokenScore] | None,
+    prompts: Prompts,
+    template: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A chat completion; by the response `template` calls of tools are read. A text that its limit has cut may end in
+    half a call: it is told as it is."""
     text, reason = _text(asked, new, prompts)
-    content = [] if scores is None else _content(scores, asked.top or 0, prompts.tokenizer)
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if asked.tools and reason != "length":
+        said, calls = _calls(_raw(asked, new, prompts.tokenizer), asked.tools, template, prompts.tokenizer)
+        if calls:
+            message, reason = message | {"content": said or None, "tool_calls": calls}, "tool_calls"
     choice = {
         "index": 0,
-        "message": {"role": "assistant", "content": text},
+        "message": message,
         "finish_reason": reason,
-        "logprobs": {"content": content},
+        "logprobs": None if scores is None else {"content": _content(scores, asked.top or 0, prompts.tokenizer)},
     }
     return {"object": "chat.completion", "choices": [choice], "usage": _usage(asked, new)}
 
@@ -43,8 +56,11 @@ def chat_answer(asked: Asked, new: list[int], scores: list[TokenScore] | None, p
 def chat_chunk(answer: dict[str, Any]) -> dict[str, Any]:
     """The whole chat completion as the one piece of a stream."""
     (choice,) = answer["choices"]
-    delta = {"delta": choice["message"]} | {key: value for key, value in choice.items() if key != "message"}
-    return answer | {"object": "chat.completion.chunk", "choices": [delta]}
+    delta = dict(choice["message"])
+    if "tool_calls" in delta:
+        delta["tool_calls"] = [{"index": i} | call for i, call in enumerate(delta["tool_calls"])]
+    piece = {"delta": delta} | {key: value for key, value in choice.items() if key != "message"}
+    return answer | {"object": "chat.completion.chunk", "choices": [piece]}
 
 
 def _text(asked: Asked, new: list[int], prompts: Prompts) -> tuple[str, str]:
@@ -55,6 +71,45 @@ def _text(asked: Asked, new: list[int], prompts: Prompts) -> tuple[str, str]:
 def _usage(asked: Asked, new: list[int]) -> dict[str, int]:
     prompt = len(asked.job.ids)
     return {"prompt_tokens": prompt, "completion_tokens": len(new), "total_tokens": prompt + len(new)}
+
+
+def _raw(asked: Asked, new: list[int], tokenizer: Any) -> str:
+    """The text with its special tokens, which some models write calls by, cut before the first stop string."""
+    text = str(tokenizer.decode(new, skip_special_tokens=False))
+    return text[: min((at for at in map(text.find, asked.job.stops) if at >= 0), default=None)]
+
+
+def _calls(
+    text: str, tools: list[dict[str, Any]], template: Mapping[str, Any] | None, tokenizer: Any
+) -> tuple[str, list[dict[str, Any]]]:
+    """What the text says besides its calls, and these: none where one of them cannot be read. Thoughts are a part of
+    the text, as our engines have it."""
+    fields = (template or {}).get("fields", {})
+    if "tool_calls" not in fields:
+        return text, []
+    rest = {"content": "text", "content_args": {"strip": False}, "repeats": True, "join": ""}
+    try:
+        known = {"tool_calls": fields["tool_calls"], "content": rest}
+        reduced = {**(template or {}), "defaults": {}, "fields": known}
+        told = tokenizer.parse_response(text, reduced, prefix="", tools=tools)
+        calls = [_call(call["function"]) for call in told.get("tool_calls") or ()]
+    except Exception:  # the template is by the model's makers, the text by the model
+        return text, []
+    said = str(told.get("content", ""))
+    for special in tokenizer.all_special_tokens:
+        said = said.replace(special, "")
+    return said, calls
+
+
+def _call(function: dict[str, Any]) -> dict[str, Any]:
+    """Raises ValueError for what is no call, and what a look into that may raise."""
+    name, arguments = function["name"], function["arguments"]
+    if isinstance(arguments, str):
+        arguments = json.loads(arguments)
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        raise ValueError("no call")
+    told = {"name": name, "arguments": json.dumps(arguments)}
+    return {"id": f"call_{uuid.uuid4().hex}", "type": "function", "function": told}
 
 
 def _columns(scores: Sequence[TokenScore], top: int, tokenizer: Any) -> dict[str, Any]:
@@ -87,9 +142,19 @@ def _entry(token: str, logprob: float) -> dict[str, Any]:
 
 
 def _pieces(ids: Sequence[int], tokenizer: Any) -> list[str]:
-    """What each token adds to the text: a character of several tokens comes with the last of them."""
+    """What each token adds to the text: a character of several tokens comes with the last of them, and so does the
+    beginning of one that the text ends in."""
     stream = DecodeStream(skip_special_tokens=False)
-    return [stream.step(tokenizer.backend_tokenizer, token) or "" for token in ids]
+    pieces = [stream.step(tokenizer.backend_tokenizer, token) or "" for token in ids]
+    if pieces:
+        pieces[-1] += held_back("".join(pieces), ids, tokenizer, skip_special_tokens=False)
+    return pieces
+
+
+def held_back(said: str, ids: Sequence[int], tokenizer: Any, *, skip_special_tokens: bool) -> str:
+    """What a DecodeStream that has `said` so much of the tokens' text still waits with."""
+    whole = str(tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+    return whole.removeprefix(said) if whole.startswith(said) else ""
 
 
 def _word(token: int, tokenizer: Any) -> str:

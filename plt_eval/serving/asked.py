@@ -5,6 +5,7 @@ A field that would have no effect is refused, not ignored; so is a prompt that l
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 from collections.abc import Callable, Mapping
@@ -41,15 +42,18 @@ class BadRequest(Exception):
 @dataclass
 class Asked:
     """One request: its prompt in tokens with how to go on, and what to hand back. `top` is how many alternatives each
-    token's log-probability comes with (None: no log-probabilities). `body` is what transformers' server gets to see.
-    `gone` is set when nobody waits for the answer any more."""
+    token's log-probability comes with (None: no log-probabilities). `tools` are those that the answer may call. `body`
+    is what transformers' server gets to see. `gone` is set when nobody waits for the answer any more, and `failure` to
+    what went wrong in handing the text on."""
 
     job: Job
     stream: bool
     body: dict[str, Any]
     top: int | None = None
     echo: str | None = None
+    tools: list[dict[str, Any]] = field(default_factory=list)
     gone: threading.Event = field(default_factory=threading.Event)
+    failure: Exception | None = None
 
 
 # --- the fields -----------------------------------------------------------------------------------------
@@ -165,8 +169,7 @@ class Reader:
             raise BadRequest("top_logprobs has an effect only with logprobs", param="top_logprobs")
         if body.logprobs and body.tools:
             raise BadRequest("logprobs cannot be had together with tools", param="logprobs")
-        messages = [turn.model_dump(exclude_none=True) for turn in body.messages]
-        _check_parts(messages)
+        messages = [_turn(i, turn.model_dump(exclude_none=True)) for i, turn in enumerate(body.messages)]
         ids = self._templated(messages, body)
         limit = body.max_completion_tokens or body.max_tokens
         if limit is None:
@@ -174,9 +177,8 @@ class Reader:
         job = self._job(ids, limit, body, chat=True)
         passed: dict[str, Any] = {"model": body.model, "messages": messages, "stream": bool(body.stream)}
         passed |= {"max_tokens": limit, "chat_template_kwargs": body.chat_template_kwargs or {}}
-        if body.tools:
-            passed["tools"] = body.tools
-        return Asked(job, bool(body.stream), passed, (body.top_logprobs or 0) if body.logprobs else None)
+        top = (body.top_logprobs or 0) if body.logprobs else None
+        return Asked(job, bool(body.stream), passed, top, tools=body.tools or [])
 
     def _templated(self, messages: list[dict[str, Any]], body: ChatBody) -> list[int]:
         try:
@@ -210,14 +212,42 @@ class Reader:
         return Job("", ids, limit, stops, chat, body.decoding())
 
 
-def _check_parts(messages: list[dict[str, Any]]) -> None:
-    """Raises BadRequest for pictures and the like, which transformers' server would leave out in silence."""
-    for i, message in enumerate(messages):
-        parts = message.get("content")
-        kinds = {str(part.get("type")) for part in parts} if isinstance(parts, list) else set()
-        if kinds - {"text"}:
-            found = ", ".join(sorted(kinds - {"text"}))
-            raise BadRequest(f"messages.{i}.content: the model reads text alone, found {found}", param="messages")
+def _turn(i: int, message: dict[str, Any]) -> dict[str, Any]:
+    """The message as chat templates read it: its parts as one text, the arguments of its calls as objects; all else as
+    it is. Raises BadRequest."""
+    content = message.get("content", "")
+    turn = message | {"content": content if isinstance(content, str) else _text(i, content)}
+    if calls := message.get("tool_calls"):
+        if not isinstance(calls, list):
+            raise BadRequest(f"messages.{i}.tool_calls: expected a list", param="messages")
+        turn["tool_calls"] = [_call(f"messages.{i}.tool_calls.{j}", call) for j, call in enumerate(calls)]
+    return turn
+
+
+def _text(i: int, parts: list[dict[str, Any]]) -> str:
+    """A line for each part, as vLLM has it."""
+    where = f"messages.{i}.content"
+    for part in parts:
+        if part.get("type") != "text":
+            raise BadRequest(f"{where}: the model reads text alone, found {part.get('type')}", param="messages")
+        if part.keys() != {"type", "text"} or not isinstance(part["text"], str):
+            raise BadRequest(f"{where}: expected parts with a type and a text alone", param="messages")
+    return "\n".join(part["text"] for part in parts)
+
+
+def _call(where: str, call: Any) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict):
+        raise BadRequest(f"{where}: expected a call with its function", param="messages")
+    arguments = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            arguments = None
+    if not isinstance(arguments, dict):
+        raise BadRequest(f"{where}.function.arguments: expected a JSON object", param="messages")
+    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _is_no_text(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""What stands before transformers' server: keys, the rules of asked.py, log-probabilities, clients that go away.
+"""What stands before transformers' server: keys, the rules of asked.py, log-probabilities, tools, clients that go away.
 
 An ASGI application around another one. What it hands on are checked requests for text; all else it answers itself.
 """
@@ -9,12 +9,15 @@ import asyncio
 import contextlib
 import hmac
 import json
+import sys
 import time
+import traceback
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextvars import ContextVar
 from typing import Any
 
+from plt_eval.errors import one_line
 from plt_eval.serving.answers import chat_answer, chat_chunk, completion_answer
 from plt_eval.serving.asked import Asked, BadRequest, Reader
 from plt_eval.serving.writer import Writer
@@ -34,10 +37,18 @@ ASKED: ContextVar[Asked] = ContextVar("asked")
 
 
 class Front:
-    """Serves `app` to those who have the `key` (None: to all)."""
+    """Serves `app` to those who have the `key` (None: to all). By the response `template` it reads calls of tools."""
 
-    def __init__(self, app: App, *, reader: Reader, writer: Writer, key: str | None) -> None:
-        self.app, self.reader, self.writer, self.key = app, reader, writer, key
+    def __init__(
+        self,
+        app: App,
+        *,
+        reader: Reader,
+        writer: Writer,
+        key: str | None,
+        template: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.app, self.reader, self.writer, self.key, self.template = app, reader, writer, key, template
         self.started = int(time.time())
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -100,14 +111,26 @@ class Front:
     async def _work(
         self, asked: Asked, scope: MutableMapping[str, Any], gone: asyncio.Future[None], send: Send
     ) -> None:
-        if asked.top is not None or asked.echo is not None:
+        """Makes the answer. What goes wrong is told in OpenAI's form, in a stream after what has been sent of it."""
+        reply = _Reply(send, asked.stream)
+        try:
+            await self._make(asked, scope, gone, reply)
+            await reply.end()
+        except Exception as failure:
+            traceback.print_exception(failure, file=sys.stderr)
+            await reply.fail(failure)
+
+    async def _make(
+        self, asked: Asked, scope: MutableMapping[str, Any], gone: asyncio.Future[None], send: Send
+    ) -> None:
+        if asked.top is not None or asked.echo is not None or asked.tools:
             await self._own_answer(asked, send)
             return
         ASKED.set(asked)
         body = json.dumps(asked.body).encode()
         length = (b"content-length", str(len(body)).encode())
         headers = [pair for pair in scope["headers"] if pair[0] != b"content-length"] + [length]
-        await self.app({**scope, "headers": headers}, _replay(body, gone), _ending(send) if asked.stream else send)
+        await self.app({**scope, "headers": headers}, _replay(body, gone), send)
 
     async def _own_answer(self, asked: Asked, send: Send) -> None:
         new = await asyncio.to_thread(self.writer.write, asked)
@@ -118,19 +141,23 @@ class Front:
             if top is None
             else await asyncio.to_thread(self.writer.score, prompt + new, first=first, top=max(top, 1))
         )
-        make = chat_answer if asked.job.chat else completion_answer
-        answer = make(asked, new, scores, self.writer.engine.prompts)
+        prompts = self.writer.engine.prompts
+        if asked.job.chat:
+            answer = chat_answer(asked, new, scores, prompts, self.template)
+        else:
+            answer = completion_answer(asked, new, scores, prompts)
         answer |= {"id": f"cmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.reader.model}
         if not asked.stream:
             await _send_json(send, 200, answer)
             return
         chunk = chat_chunk(answer) if asked.job.chat else answer
-        await _send(send, 200, b"text/event-stream", b"data: " + _json(chunk) + b"\n\n" + DONE)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", EVENTS)]})
+        await send({"type": "http.response.body", "body": _event(chunk)})
 
 
 # --- ASGI -----------------------------------------------------------------------------------------------
 
-DONE = b"data: [DONE]\n\n"
+EVENTS, DONE = b"text/event-stream", b"data: [DONE]\n\n"
 
 
 def _check_kind(scope: MutableMapping[str, Any]) -> None:
@@ -172,19 +199,38 @@ def _replay(body: bytes, gone: asyncio.Future[None]) -> Receive:
     return receive
 
 
-def _ending(send: Send) -> Send:
-    """Closes a stream with the line by which many clients know its end."""
-    streams = False
+class _Reply:
+    """Sends an answer on. A stream ends here, not where its maker ends it: an error may follow that. Its last line is
+    the one by which many clients know the end."""
 
-    async def forward(message: Message) -> None:
-        nonlocal streams
+    def __init__(self, send: Send, stream: bool) -> None:
+        self.send, self.stream = send, stream
+        self.began = self.events = False
+
+    async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            streams = any(value.startswith(b"text/event-stream") for _, value in message["headers"])
-        elif streams and not message.get("more_body"):
-            message = {**message, "body": message.get("body", b"") + DONE}
-        await send(message)
+            self.began = True
+            self.events = self.stream and any(value.startswith(EVENTS) for _, value in message["headers"])
+        elif self.events:
+            message = {**message, "more_body": True}
+        await self.send(message)
 
-    return forward
+    async def end(self) -> None:
+        if self.events:
+            await self.send({"type": "http.response.body", "body": DONE})
+
+    async def fail(self, failure: Exception) -> None:
+        words = one_line(f"{type(failure).__name__}: {failure}")
+        told = {"error": {"message": words, "type": "server_error", "param": None, "code": None}}
+        if not self.began:
+            await _send_json(self.send, 500, told)
+        elif self.events:
+            await self({"type": "http.response.body", "body": _event(told)})
+            await self.end()
+
+
+def _event(value: Any) -> bytes:
+    return b"data: " + _json(value) + b"\n\n"
 
 
 def _json(value: Any) -> bytes:
@@ -192,10 +238,7 @@ def _json(value: Any) -> bytes:
 
 
 async def _send_json(send: Send, status: int, value: Any) -> None:
-    await _send(send, status, b"application/json", _json(value))
-
-
-async def _send(send: Send, status: int, kind: bytes, body: bytes) -> None:
-    headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
+    body = _json(value)
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -27,7 +27,8 @@ from transformers.cli.serving import model_manager, server, utils
 
 from plt_eval.engines.hf import HFEngine
 from plt_eval.errors import UserError
-from plt_eval.serving.asked import BadRequest, Reader
+from plt_eval.serving.answers import held_back
+from plt_eval.serving.asked import Asked, BadRequest, Reader
 from plt_eval.serving.front import ASKED, Front
 from plt_eval.serving.settings import KEY_VARIABLE, Settings
 from plt_eval.serving.writer import Writer
@@ -107,9 +108,8 @@ def _templated(engine: HFEngine) -> Callable[..., list[int]]:
             raise BadRequest(words, param="chat_template_kwargs")
         if engine.tokenizer.chat_template is None:
             raise BadRequest("the model has no chat template: ask /v1/completions, or serve it with --chat-template")
-        turns = utils.BaseHandler.get_processor_inputs_from_messages(messages, utils.Modality.LLM)
         text = engine.tokenizer.apply_chat_template(
-            turns, tools=tools, add_generation_prompt=True, tokenize=False, **options
+            messages, tools=tools, add_generation_prompt=True, tokenize=False, **options
         )
         return engine.prompts.tokens(text, add_special_tokens=False)
 
@@ -151,16 +151,20 @@ def _teach(engine: HFEngine, writer: Writer, reader: Reader) -> None:
                 _unlimited(config)
             return done.text, prompt, ids
 
-    build = server.build_server
+    build, template = server.build_server, utils.get_response_template(engine.tokenizer, engine.model)
 
     def fronted(*arguments: Any, **options: Any) -> Any:
         app = build(*arguments, **options)
-        app.add_middleware(Front, reader=reader, writer=writer, key=os.environ.get(KEY_VARIABLE))
+        app.add_middleware(Front, reader=reader, writer=writer, key=os.environ.get(KEY_VARIABLE), template=template)
         return app
 
     engine.model.generate = lambda **given: generate(writer, given["input_ids"], given.get("streamer"))
     model_manager.ModelManager = Models
     utils.GenerateManager = Manager
+    utils.DirectStreamer = Streamer
+    # Messages come to it as asked.py has read them, and what it hands out is text: calls are read by answers.py.
+    utils.BaseHandler.get_processor_inputs_from_messages = staticmethod(lambda messages, _: messages)
+    utils.get_response_template = lambda *_: None
     server.build_server = fronted
 
 
@@ -171,11 +175,36 @@ def generate(writer: Writer, input_ids: torch.Tensor, streamer: Any) -> torch.Te
     told = None
     if streamer is not None:
         streamer.put(input_ids)
-        told = lambda token: streamer.put(torch.tensor([token]))  # noqa: E731
+        told = lambda token: _tell(streamer, asked, token)  # noqa: E731
     new = writer.write(asked, told)
     if streamer is not None:
+        streamer.say(held_back("".join(streamer.said), new, writer.engine.tokenizer, skip_special_tokens=True))
         streamer.end()
     return torch.cat([input_ids, torch.tensor([new], dtype=input_ids.dtype, device=input_ids.device)], dim=1)
+
+
+def _tell(streamer: Any, asked: Asked, token: int) -> None:
+    try:
+        streamer.put(torch.tensor([token]))
+    except utils._GenerationCancelled:
+        asked.gone.set()
+
+
+class Streamer(utils.DirectStreamer):
+    """Knows what it has said."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        if text:
+            self._enqueue(text)
+
+    def _enqueue(self, item: Any) -> None:
+        if isinstance(item, str):
+            self.said.append(item)
+        super()._enqueue(item)
 
 
 def _unlimited(config: Any) -> None:
@@ -209,7 +238,7 @@ class Threads(utils.GenerateManager):
 
 class CutQueue:
     """The pieces of a text as they come, until a stop string: what may be the beginning of one waits. `found` is
-    called where there is one."""
+    called where there is one. Raises RuntimeError where the text broke off."""
 
     def __init__(
         self, pieces: asyncio.Queue[Any], stops: tuple[str, ...], found: Callable[[], Any] = lambda: None
@@ -220,16 +249,21 @@ class CutQueue:
     async def get(self) -> Any:
         while not self.ready:
             self._take(await self.pieces.get())
-        return self.ready.pop(0)
+        piece = self.ready.pop(0)
+        if isinstance(piece, utils._StreamError):
+            raise RuntimeError(piece.msg or "the text broke off")
+        return piece
 
     def get_nowait(self) -> Any:
-        """Raises asyncio.QueueEmpty."""
+        """Raises asyncio.QueueEmpty; so it does before an error, that what came earlier is sent."""
         while not self.ready:
             self._take(self.pieces.get_nowait())
+        if isinstance(self.ready[0], utils._StreamError):
+            raise asyncio.QueueEmpty
         return self.ready.pop(0)
 
     def _take(self, piece: Any) -> None:
-        if type(piece) is not str:  # the end, an error, or what a response's parser made of its text
+        if not isinstance(piece, str):  # the end, or an error
             self.ready += [self.held, piece] if self.held else [piece]
             self.held = ""
         elif not self.over:

@@ -71,13 +71,16 @@ class Writer:
 
     def write(self, asked: Asked, told: Told | None = None) -> list[int]:
         """The new tokens, without the one that ends the text; those of a stop string are among them. Ends early when
-        the client is gone. Raises what the decoder raises."""
+        the client is gone. Raises what the decoder and `told` raise."""
         if not asked.job.limit:
             return []
         written: Future[list[int]] = Future()
         with self._counted():
             self._tasks.put(partial(self._begin, asked, told, written))
-            return written.result()
+            new = written.result()
+        if asked.failure is not None:
+            raise asked.failure
+        return new
 
     @property
     def running(self) -> int:
@@ -184,8 +187,8 @@ class _Watch:
         if self.told is not None:
             try:
                 self.told(new_ids[-1])
-            except Exception:
-                self.asked.gone.set()
+            except Exception as failure:
+                self.asked.failure = failure
                 return True
         return self.stopped(new_ids)
 

@@ -40,6 +40,21 @@ TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+RESPONSE = {
+    "start_anchor": "<|im_start|>assistant\n",
+    "fields": {
+        "reasoning_content": {"open": "^", "close": "2", "content": "text"},
+        "tool_calls": {
+            "open_pattern": r"(?P<name>\w)",
+            "close_pattern": r"\w",
+            "repeats": True,
+            "content": "text",
+            "transform": {"function": {"name": "{name}", "arguments": {"between": "{content}"}}},
+        },
+        "content": {"content": "text"},
+    },
+}
+"""Every two letters are a call: of the first, with what is between them. Its anchor is another template's."""
 PROMPTS = ["def f(x):", "a", "class Longer:\n    pass", "é ü", "1 + 1 =", "import os", "x" * 300, "  two", "\n", "~"]
 STARTS_WITHIN_S = 300.0
 ENDS_WITHIN_S = 60.0
@@ -73,6 +88,7 @@ def save(folder: Path) -> Path:
     model.save_pretrained(folder)
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = TEMPLATE
+    tokenizer.response_template = RESPONSE
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -223,6 +239,22 @@ class ServerContract:
         stream = [piece for piece in served.client.chat.completions.create(**asked, stream=True) if piece.choices]
         assert "".join(piece.choices[0].delta.content or "" for piece in stream) == expected
         assert stream[-1].choices[0].finish_reason == "length"
+
+    def test_a_chat_answer_ends_before_a_stop_string(self, served: Served) -> None:
+        asked: dict[str, Any] = {"model": NAME, "messages": [{"role": "user", "content": "hello"}]}
+        whole = served.text(Prompt("unused", messages=(Message("user", "hello"),)), 30)
+        asked |= {"max_tokens": 30, "temperature": 0, "stop": whole[10:13]}
+        choice = served.client.chat.completions.create(**asked).choices[0]
+        assert (choice.message.content, choice.finish_reason) == (whole[: whole.index(asked["stop"])], "stop")
+        pieces = served.client.chat.completions.create(**asked, stream=True)
+        assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == choice.message.content
+
+    def test_parts_of_a_text_are_lines(self, served: Served) -> None:
+        parts = [{"type": "text", "text": text} for text in ("one", "two")]
+        expected = served.text(Prompt("unused", messages=(Message("user", "one\ntwo"),)))
+        asked: dict[str, Any] = {"model": NAME, "messages": [{"role": "user", "content": parts}]}
+        answer = served.client.chat.completions.create(**asked, max_tokens=12, temperature=0)
+        assert answer.choices[0].message.content == expected
 
     def test_drawn_texts_depend_on_the_seed_alone(self, served: Served) -> None:
         def drawn(seed: int) -> str:

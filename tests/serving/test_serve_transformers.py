@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import openai
 import pytest
 from contract import NAME, Served, ServerContract, running
+
+from plt_benchmarks.protocols import Message, Prompt
+
+TOOLS = [{"type": "function", "function": {"name": "T", "parameters": {"type": "object", "properties": {}}}}]
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +49,29 @@ class TestTransformersServer(ServerContract):
             answer = served.complete("def f(x):", 6, stop=whole[-2:], stream=stream)
             last = list(answer)[-1] if stream else answer
             assert last.choices[0].finish_reason == "stop"
+
+    def test_calls_of_tools(self, served: Served) -> None:
+        """With their texts the rest of the answer; a stream brings the same."""
+        whole = served.text(Prompt("unused", messages=(Message("user", "hello"),)), 30)
+        text = whole[: whole.index(whole[20:23])]
+        expected = [(name, {"between": between}) for name, between in re.findall(r"(\w)(\W*)(?:\w|$)", text)]
+        assert len(expected) > 1
+        asked: dict[str, Any] = {"model": NAME, "messages": [{"role": "user", "content": "hello"}], "tools": TOOLS}
+        asked |= {"max_tokens": 30, "temperature": 0, "stop": whole[20:23]}
+        choice = served.client.chat.completions.create(**asked).choices[0]
+        (piece,) = served.client.chat.completions.create(**asked, stream=True)
+        assert choice.finish_reason == piece.choices[0].finish_reason == "tool_calls"
+        for message in (choice.message, piece.choices[0].delta):
+            assert message.content == re.sub(r"\w\W*(?:\w|$)", "", text)
+            told = [call.function for call in message.tool_calls or ()]
+            assert [(call.name, json.loads(call.arguments)) for call in told] == expected
+
+    def test_an_answer_with_tools_that_is_cut_is_text(self, served: Served) -> None:
+        whole = served.text(Prompt("unused", messages=(Message("user", "hello"),)), 30)
+        asked: dict[str, Any] = {"model": NAME, "messages": [{"role": "user", "content": "hello"}], "tools": TOOLS}
+        choice = served.client.chat.completions.create(**asked, max_tokens=30, temperature=0).choices[0]
+        assert (choice.message.content, choice.finish_reason) == (whole, "length")
+        assert not choice.message.tool_calls
 
     def test_nothing_else_of_transformers_server_can_be_reached(self, served: Served) -> None:
         """It could load other models, and throw this one out."""

@@ -10,13 +10,15 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import MutableMapping
+from collections.abc import AsyncIterator, MutableMapping
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import torch
 from contract import CONTEXT, save
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,16 +28,18 @@ from plt_eval.cli.main import main
 from plt_eval.engines import vllm_start
 from plt_eval.engines.base import Decoding, GenerationRequest
 from plt_eval.engines.hf import HFEngine
+from plt_eval.engines.hf_prompts import Job, Prompts
 from plt_eval.errors import MissingExtra, UserError
 from plt_eval.models import resolve_model
 from plt_eval.serving import command, transformers_server
+from plt_eval.serving.answers import chat_answer, completion_answer
 from plt_eval.serving.asked import Asked, BadRequest, Reader
 from plt_eval.serving.child import Child, ServerDied, telling_line
 from plt_eval.serving.command import Launch, ServeOptions, choose_engine, free_port, plan
-from plt_eval.serving.front import MAX_BODY, Front
+from plt_eval.serving.front import ASKED, MAX_BODY, Front
 from plt_eval.serving.settings import Settings
-from plt_eval.serving.transformers_server import CutQueue
-from plt_eval.serving.writer import Writer
+from plt_eval.serving.transformers_server import CutQueue, Streamer, generate, utils
+from plt_eval.serving.writer import TokenScore, Writer
 from plt_model.tokenizer import byte_tokenizer
 
 # --- mistakes -------------------------------------------------------------------------------------------
@@ -171,6 +175,25 @@ def test_overrides_of_ones_own_exclude_loops(word: str) -> None:
     options = ServeOptions(model="plt-tiny:r2", loops=2, rest=(word, "{}"))
     with pytest.raises(UserError, match="--hf-overrides"):
         command._check(options, "vllm")
+
+
+@pytest.mark.parametrize("word", ["--ssl-keyfile=key.pem", "--ssl_ciphers", "--uds", "--headless", "--config"])
+def test_options_by_which_the_server_could_not_be_asked(word: str) -> None:
+    with pytest.raises(UserError, match=f"{word.split('=')[0].replace('_', '-')} after --: "):
+        command._check(ServeOptions(model="plt-tiny:r2", rest=(word,)), "vllm")
+
+
+@pytest.mark.parametrize(("engine", "variable"), list(command.KEY_VARIABLES.items()))
+def test_a_key_that_nobody_asked_for_does_not_count(
+    engine: str, variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_start, "check_installed", lambda _: None)
+    monkeypatch.setenv(variable, "sk-of-another-server")
+    options = ServeOptions(model="plt-tiny:r2", port=0)
+    launch = plan(options, resolve_model(options.model), engine, None, tmp_path)
+    program = f"import os, time; print({variable!r} in os.environ, flush=True); time.sleep(600)"
+    with Child([sys.executable, "-c", program], launch.environment) as child:
+        assert first_line(child) == "False"
 
 
 # --- processes ------------------------------------------------------------------------------------------
@@ -321,6 +344,69 @@ def test_a_request_that_cannot_begin_is_the_only_one_that_fails(folder: Path) ->
     assert len(writer.write(Asked(job, False, {}))) == 2
 
 
+@pytest.mark.parametrize("loop_mode", ["plt", "sequential"])
+def test_what_hears_a_token_may_fail(folder: Path, loop_mode: str) -> None:
+    """Who waits hears of it: the text is not taken for one that ended."""
+    engine = HFEngine(str(folder), loop_mode=loop_mode, dtype="float32", device="cpu", notify=lambda _: None)
+    writer = Writer(engine, CONTEXT)
+    job = engine.prompts.job(GenerationRequest("", Prompt("a"), Decoding(max_new_tokens=4)))
+
+    def told(_: int) -> None:
+        raise KeyError("lost")
+
+    with pytest.raises(KeyError, match="lost"):
+        writer.write(Asked(job, False, {}), told)
+    assert len(writer.write(Asked(job, False, {}))) == 4
+
+
+def messages_read(*messages: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the chat template gets to see."""
+    read: list[list[dict[str, Any]]] = []
+
+    def templated(turns: list[dict[str, Any]], *_: object) -> list[int]:
+        read.append(turns)
+        return [1]
+
+    asked = Reader("tiny", CONTEXT, byte_tokenizer().encode, templated).chat({"model": "tiny", "messages": [*messages]})
+    assert asked.body["messages"] == read[0]
+    return read[0]
+
+
+def test_a_template_reads_all_of_a_message() -> None:
+    function = {"name": "f", "arguments": '{"a": [1, null]}'}
+    call = {"id": "1", "type": "function", "function": function}
+    assert messages_read(
+        {"role": "user", "name": "bob", "content": "hi"},
+        {"role": "assistant", "content": "let me see", "reasoning_content": "hm", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "content": [{"type": "text", "text": text} for text in "ab"]},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "g", "arguments": ""}}]},
+    ) == [
+        {"role": "user", "name": "bob", "content": "hi"},
+        {
+            **{"role": "assistant", "content": "let me see", "reasoning_content": "hm"},
+            "tool_calls": [call | {"function": {"name": "f", "arguments": {"a": [1, None]}}}],
+        },
+        {"role": "tool", "tool_call_id": "1", "content": "a\nb"},
+        {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "g", "arguments": {}}}]},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ({"tool_calls": 3}, "messages.0.tool_calls: expected a list"),
+        ({"tool_calls": [3]}, r"messages.0.tool_calls.0: expected a call"),
+        ({"tool_calls": [{"function": {"arguments": "{"}}]}, r"function.arguments: expected a JSON object"),
+        ({"tool_calls": [{"function": {"arguments": "[1]"}}]}, r"function.arguments: expected a JSON object"),
+        ({"content": [{"type": "text"}]}, "messages.0.content: expected parts with a type and a text"),
+        ({"content": [{"type": "text", "text": "a", "cache_control": {}}]}, "a type and a text alone"),
+    ],
+)
+def test_messages_that_cannot_be_read(message: dict[str, Any], words: str) -> None:
+    with pytest.raises(BadRequest, match=words):
+        messages_read({"role": "assistant", **message})
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -368,6 +454,169 @@ def test_bodies_that_are_not_read(kind: bytes, size: int, status: int) -> None:
     assert sent[0]["status"] == status
 
 
+async def _app_that_fails(began: bool, send: Any) -> None:
+    if began:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        await send({"type": "http.response.body", "body": b"data: {}\n\n", "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})  # as Starlette does
+    raise RuntimeError('no "room"\nleft')
+
+
+@pytest.mark.parametrize(("body", "began"), [({}, False), ({"stream": True}, False), ({"stream": True}, True)])
+def test_a_fault_of_the_server_is_told_as_openai_does(
+    body: dict[str, Any], began: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.dumps({"model": "tiny", "prompt": "a", **body}).encode()
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions"}
+    sent: list[MutableMapping[str, Any]] = []
+    waiting = [{"type": "http.request", "body": content}]
+
+    async def receive() -> dict[str, Any]:
+        if not waiting:
+            await asyncio.sleep(60)
+        return waiting.pop()
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    reader = Reader("tiny", CONTEXT, byte_tokenizer().encode, lambda *_: [])
+    front = Front(lambda *given: _app_that_fails(began, given[2]), reader=reader, writer=None, key=None)  # type: ignore[arg-type]
+    asyncio.run(front(scope | {"headers": [(b"content-type", b"application/json")]}, receive, send))
+    assert sent[0]["status"] == (200 if began else 500)
+    assert [message.get("more_body", False) for message in sent[1:]] == [True] * (len(sent) - 2) + [False]
+    told = b"".join(message["body"] for message in sent[1:]).decode()
+    if began:
+        *_, told, done, rest = told.split("\n\n")
+        assert (done, rest) == ("data: [DONE]", "")
+    error = json.loads(told.removeprefix("data: "))["error"]
+    assert (error["message"], error["type"]) == ('RuntimeError: no "room" left', "server_error")
+    assert "Traceback" in capsys.readouterr().err
+
+
+# --- calls of tools ---------------------------------------------------------------------------------------
+
+QWEN = utils._RESPONSE_TEMPLATE_FALLBACKS[
+    next(kinds for kinds in utils._RESPONSE_TEMPLATE_FALLBACKS if "qwen2" in kinds)
+]
+CALL = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
+
+
+def answered(text: str, stops: tuple[str, ...] = (), limit: int = 10_000) -> tuple[dict[str, Any], str]:
+    """-> message and reason of a text by a model that may call tools."""
+    tokenizer = byte_tokenizer()
+    new = tokenizer.encode(text, add_special_tokens=False)[:limit]
+    asked = Asked(Job("", [1], limit, stops, True, Decoding()), False, {}, tools=[{"function": {"name": "f"}}])
+    (choice,) = chat_answer(asked, new, None, Prompts(tokenizer, use_chat=True, eos=[2]), QWEN)["choices"]
+    return choice["message"], choice["finish_reason"]
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "content", "calls"),
+    [
+        (f"I look.\n{CALL}\n{CALL} done", (), "I look. done", 2),
+        (f"<think>\nhm\n</think>\n\nOK {CALL}", (), "<think>\nhm\n</think>\n\nOK", 1),
+        (f"{CALL}STOP{CALL}", ("STOP",), None, 1),
+        (f"<s>hi{CALL}</s>", (), "hi", 1),
+    ],
+)
+def test_calls_are_read(text: str, stops: tuple[str, ...], content: str | None, calls: int) -> None:
+    message, reason = answered(text, stops)
+    assert (message["content"], reason) == (content, "tool_calls")
+    assert [call["function"] for call in message["tool_calls"]] == [{"name": "f", "arguments": '{"a": 1}'}] * calls
+    assert len({call["id"] for call in message["tool_calls"]}) == calls
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "so: <tool_call>\nnot json\n</tool_call> and more",
+        'so <tool_call>{"name": "f", "arg',
+        f'{CALL}<tool_call>{{"name": 3, "arguments": {{}}}}</tool_call>',
+        '<tool_call>{"name": "f", "arguments": [1]}</tool_call>',
+        '<tool_call>"f"</tool_call>',
+        "<tool_call>" + "[" * 5_000 + "</tool_call>",
+        "<think>\nhm\n</think>\n\nhi",
+    ],
+)
+def test_what_is_no_call_is_text(text: str) -> None:
+    assert answered(text) == ({"role": "assistant", "content": text}, "stop")
+
+
+def test_what_the_limit_cut_is_text() -> None:
+    """Half a call could be a shorter one."""
+    assert answered(CALL, limit=len(CALL)) == ({"role": "assistant", "content": CALL}, "length")
+
+
+# --- unfinished characters -----------------------------------------------------------------------------------
+
+
+def test_tokens_spell_out_all_of_the_text() -> None:
+    """With the beginning of a character at its end."""
+    tokenizer = byte_tokenizer()
+    new = tokenizer.encode("aé😀", add_special_tokens=False)[:-2]
+    asked = Asked(Job("", [1], len(new), (), False, Decoding()), False, {}, top=0)
+    scores = [TokenScore(token, -1.0, [(token, -1.0)]) for token in new]
+    (choice,) = completion_answer(asked, new, scores, Prompts(tokenizer, use_chat=False, eos=[2]))["choices"]
+    assert "".join(choice["logprobs"]["tokens"]) == choice["text"] == "aé�"
+
+
+class Fixed:
+    """A writer whose text is given."""
+
+    def __init__(self, new: list[int], tokenizer: Any) -> None:
+        self.new, self.tokenizer, self.engine = new, tokenizer, self
+
+    def write(self, _: Asked, told: Any) -> list[int]:
+        for token in self.new:
+            told(token)
+        return self.new
+
+
+@pytest.mark.parametrize("cut", [0, 2])
+def test_a_stream_says_all_of_the_text(cut: int) -> None:
+    tokenizer = byte_tokenizer()
+    new = tokenizer.encode("aé😀", add_special_tokens=False)
+    new = new[: len(new) - cut]
+
+    async def streamed() -> str:
+        queue: asyncio.Queue[Any] = asyncio.Queue()
+        streamer = Streamer(tokenizer.backend_tokenizer, asyncio.get_running_loop(), queue)
+        ASKED.set(Asked(Job("", [1], len(new), (), False, Decoding()), True, {}))
+        generate(Fixed(new, tokenizer), torch.tensor([[1]]), streamer)  # type: ignore[arg-type]
+        return "".join([piece async for piece in _pieces(CutQueue(queue, ()))])
+
+    assert asyncio.run(streamed()) == tokenizer.decode(new)
+
+
+def test_a_stream_that_was_given_up_ends_its_text() -> None:
+    asked = Asked(Job("", [1], 9, (), False, Decoding()), True, {})
+
+    async def streamed() -> None:
+        streamer = Streamer(byte_tokenizer().backend_tokenizer, asyncio.get_running_loop(), asyncio.Queue())
+        streamer.cancel()
+        transformers_server._tell(streamer, asked, 40)
+
+    asyncio.run(streamed())
+    assert asked.gone.is_set()
+
+
+def test_a_text_that_broke_off_is_no_text() -> None:
+    """What came before the error is handed out first."""
+    queue: asyncio.Queue[Any] = asyncio.Queue()
+    for piece in ("ab", utils._StreamError("no room")):
+        queue.put_nowait(piece)
+
+    async def streamed() -> None:
+        cut = CutQueue(queue, ("bc",))
+        assert (await cut.get(), cut.get_nowait()) == ("a", "b")
+        with pytest.raises(asyncio.QueueEmpty):
+            cut.get_nowait()
+        with pytest.raises(RuntimeError, match="no room"):
+            await cut.get()
+
+    asyncio.run(streamed())
+
+
 # --- stop strings in streams ----------------------------------------------------------------------------
 
 
@@ -377,8 +626,10 @@ def test_bodies_that_are_not_read(kind: bytes, size: int, status: int) -> None:
     data=st.data(),
 )
 def test_a_stream_is_cut_where_the_text_is(text: str, stops: list[str], data: st.DataObject) -> None:
+    """The text ends with the piece that completes a stop string, though another one may have begun before."""
     places = sorted(data.draw(st.sets(st.integers(1, max(1, len(text) - 1)))))
     pieces = [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True) if text[a:b]]
+    text = next((said for said in accumulate(pieces) if any(stop in said for stop in stops)), text)
     found = [at for at in map(text.find, stops) if at >= 0]
     assert asyncio.run(_cut(pieces, tuple(stops))) == (text[: min(found)] if found else text)
 
@@ -387,12 +638,14 @@ async def _cut(pieces: list[str], stops: tuple[str, ...]) -> str:
     queue: asyncio.Queue[str | None] = asyncio.Queue()
     for piece in [*pieces, None]:
         queue.put_nowait(piece)
-    cut = CutQueue(queue, stops)
-    found = []
-    while (piece := await cut.get()) is not None:
-        found.append(piece)
+    found = [piece async for piece in _pieces(CutQueue(queue, stops))]
     assert all(found)
     return "".join(found)
+
+
+async def _pieces(queue: CutQueue) -> AsyncIterator[str]:
+    while (piece := await queue.get()) is not None:
+        yield piece
 
 
 def test_what_cannot_be_a_stop_string_is_not_held_back() -> None:
