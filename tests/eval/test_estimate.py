@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from plt_eval.bench.floor import kv_bytes
@@ -256,6 +256,7 @@ def test_more_gpus_never_make_more_agents_than_workers(
     ENGINES, AGENTS, st.integers(1, 9), st.integers(1, 2000), st.floats(0, 900), st.integers(0, 9), st.integers(0, 500),
     st.floats(0, 900),
 )  # fmt: skip
+@example("vllm", {}, 8, 2000, 1.2, 1, 0, 0.0)  # judging takes about as long as writing
 @FEW
 def test_fewer_judges_dearer_judging_and_more_instances_never_take_less(
     engine: str, agents: dict[str, Any], judges: int, count: int, one: float, fewer: int, more: int, dearer: float
