@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, rms_norm
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.forward_context import get_forward_context
@@ -55,10 +55,18 @@ class PLTGate(nn.Module):
     def forward(self, x: Tensor, q: Tensor) -> Tensor:
         """x [T, D], q [T, H * K] -> [T, H, 1]."""
         if self.of_input:
-            scores = linear(self.gate_norm(x), self.weight, self.bias)
+            scores = linear(self._normed(x), self.weight, self.bias)
         else:
             scores = (q.view(-1, *self.weight.shape) * self.weight).sum(-1) + self.bias
         return scores.sigmoid_()[..., None]
+
+    def _normed(self, x: Tensor) -> Tensor:
+        """vLLM has no kernel of the norm on a CPU: seven calls of torch, in every layer."""
+        norm = self.gate_norm
+        if x.device.type == "cpu":
+            return rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+        normed: Tensor = norm(x)
+        return normed
 
 
 class PLTAttention(nn.Module):
@@ -163,8 +171,9 @@ class PLTAttention(nn.Module):
             local.append(pages.attend(q_later[rows], part))
         near = local[0] if len(local) == 1 else torch.cat(local)
         wide = wide.flatten(0, 1)
-        later = torch.lerp(near, wide[tokens:], self.plt_gate(x[tokens:], q_later))
-        return self._output(torch.cat([wide[:tokens], later]))
+        later = wide[tokens:]
+        torch.lerp(near, later, self.plt_gate(x[tokens:], q_later), out=later)
+        return self._output(wide)
 
 
 class PLTDecoderLayer(nn.Module):

@@ -103,7 +103,7 @@ class PagedAttention(Attention):
         if metadata is None:
             return out[..., : self.head_dim].zero_()
         self.impl.forward(self, q, None, None, self.kv_cache, metadata, output=out)
-        return out[..., : self.head_dim]
+        return out if self.head_size == self.head_dim else out[..., : self.head_dim]
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:
         x = x.view(-1, heads, self.head_dim)
