@@ -17,6 +17,10 @@ FREE = 0.92
 """Of a GPU's memory: the rest is CUDA's, its libraries' and torch's fragments'. Assumed, not measured."""
 
 
+RECIPES_TOOK = 1.7
+"""On a CPU: of what calibration's bare steps come to, the most that trainings by a recipe took (docs/scaling.md)."""
+
+
 @dataclass(frozen=True)
 class TrainingPlan:
     """`utilisation` of the peak, measured by the user; None: what was measured here."""
@@ -100,7 +104,7 @@ def _step_seconds(plan: TrainingPlan, shape: Shape, loops: int, flops: float) ->
         row = flops / peak, loops * shape.at(1).num_hidden_layers
         middle, besides = speed.training(row), load_constants().trainer.value + _muon(plan, shape)
         low, high = (middle * end + besides for end in (speed.training.low, speed.training.high))
-        return Range(low=low, middle=middle + besides, high=high)
+        return Range(low=low, middle=middle + besides, high=max(high, RECIPES_TOOK * (middle + besides)))
     again = 4 / 3 if plan.recipe.gradient_checkpointing else 1.0
     reached = speed.utilisation()
     low, middle, high = (again * flops / (peak * share) for share in (reached.high, reached.middle, reached.low))
