@@ -15,6 +15,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -292,19 +293,24 @@ def test_a_killed_judge_leaves_no_sandbox_and_ctrl_c_ends_all(cluster: Any, tmp_
 
 @pytest.mark.slow
 def test_a_machine_that_comes_later_gets_work(cluster: Any, tmp_path: Path) -> None:
-    added: list[Any] = []
+    """It is started here: Ray takes signals in the main thread alone, and a node dies with the thread it comes from."""
+    begun = threading.Event()
 
-    def add(_: Path) -> bool:
-        added.append(cluster.add_node(**SMALL))
+    def begin(_: Path) -> bool:
+        begun.set()
         return True
 
-    try:
-        Meanwhile(tmp_path / "runs", 1, add)
-        result = toy_run(cluster, tmp_path / "runs", ToyRecipe(120, score_s=0.5))
-    finally:
-        cluster.remove_node(added[0])
+    with ThreadPoolExecutor(1) as threads:
+        Meanwhile(tmp_path / "runs", 1, begin)
+        running = threads.submit(toy_run, cluster, tmp_path / "runs", ToyRecipe(120, score_s=0.5))
+        assert begun.wait(60)
+        added = cluster.add_node(**SMALL)
+        try:
+            result = running.result(200)
+        finally:
+            cluster.remove_node(added)
     assert_whole(result, 120, tmp_path)
-    assert any(name.endswith(f"/{added[0].node_id[:6]}") for name in judged_on(result))
+    assert any(name.endswith(f"/{added.node_id[:6]}") for name in judged_on(result))
 
 
 # --- machines that cannot judge -------------------------------------------------------------------------
