@@ -1,7 +1,7 @@
 """Errors that a user caused and can mend: one line each, exit code 2, never a traceback."""
 
 
-def one_line(said: object, limit: int = 300) -> str:
+def one_line(said: object, limit: int | None = 300) -> str:
     """Text, or what an error says, without line breaks and cut, as a part of another message. An error that says
     nothing is told by its type."""
     text = " ".join(str(said).split())[:limit]

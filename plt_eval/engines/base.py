@@ -45,6 +45,11 @@ class GenerationRequest:
     conversation: str = ""
 
 
+def first_stop(text: str, stops: Iterable[str]) -> int | None:
+    """Where the first stop string begins in `text`; None where there is none, and text[:None] is all of it."""
+    return min((at for at in map(text.find, stops) if at >= 0), default=None)
+
+
 @dataclass(frozen=True)
 class Completion:
     """One drawn completion. `text` ends before any stop string. `chat` says that the prompt went through a chat

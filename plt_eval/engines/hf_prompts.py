@@ -18,7 +18,14 @@ import torch
 from torch import Tensor
 
 from plt_benchmarks.protocols import Prompt
-from plt_eval.engines.base import Completion, Decoding, FinishReason, GenerationRequest, LoglikelihoodRequest
+from plt_eval.engines.base import (
+    Completion,
+    Decoding,
+    FinishReason,
+    GenerationRequest,
+    LoglikelihoodRequest,
+    first_stop,
+)
 from plt_eval.errors import UserError
 
 _CUT = "-----the-answer-continues-here-----"
@@ -172,7 +179,7 @@ class Prompts:
         """The text of new tokens (the one that ended it is not among them), cut before the first stop string. `ended`:
         the model ended it; else it did so only where a stop string is found."""
         text = self._continuing([] if job.apart else job.ids, new_ids)
-        cut = min((at for at in (text.find(stop) for stop in job.stops) if at >= 0), default=None)
+        cut = first_stop(text, job.stops)
         reason: FinishReason = "stop" if ended or cut is not None else "length"
         return Completion(
             request_id=job.id,

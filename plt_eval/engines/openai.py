@@ -38,6 +38,7 @@ from plt_eval.engines.base import (
     Loglikelihood,
     LoglikelihoodRequest,
     ToolMessage,
+    first_stop,
 )
 from plt_eval.engines.endpoints import Closed, Endpoint, Endpoints, checked_endpoints, served_name
 from plt_eval.errors import UserError, one_line
@@ -185,7 +186,7 @@ class OpenAIEngine:
             self._count(failed=True, why=str(failure))
             return Completion(request.id, "", "error", chat=chat, error=str(failure))
         self._count(failed=False)
-        text = _cut(answer.text, stops)
+        text = answer.text[: first_stop(answer.text, filter(None, stops))]
         return Completion(
             request.id,
             text,
@@ -556,12 +557,6 @@ def _stops(prompt: Prompt, *, chat: bool) -> tuple[str, ...]:
     if not chat:
         return prompt.stop
     return () if prompt.prefill else prompt.chat_stop
-
-
-def _cut(text: str, stops: tuple[str, ...]) -> str:
-    """`text` up to the first of `stops`."""
-    places = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
-    return text[: min(places)] if places else text
 
 
 def _retry_after(value: str | None) -> float | None:

@@ -155,7 +155,7 @@ def refusal(error: BaseException) -> UserError:
     """What vLLM says, in one line, with the option to change where one helps."""
     said = re.sub(r"^\d+ validation errors? for \w+ ", "", one_line(error))
     said = re.sub(r"^Value error, | \[type=value_error.*", "", said).strip()
-    whole = one_line(error, limit=sys.maxsize) + type(error).__name__
+    whole = one_line(error, limit=None) + type(error).__name__
     for pattern, meaning, instead in _CAUSES:
         if re.search(pattern, whole):
             return UserError(f"--engine vllm: {meaning}; try {instead}. vLLM says: {said}")

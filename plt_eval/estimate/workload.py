@@ -133,8 +133,7 @@ def _of_suite(name: str, problems: int, asked: Asked, constants: Constants) -> W
     new, new_source = _given(asked.new_tokens), "given"
     if texts is not None:
         characters, gold = texts.characters(chat=asked.tokens is None or asked.tokens.chat)
-        if asked.characters_per_token is not None and prompt is not None and (new is not None or gold is None):
-            raise UserError("--characters-per-token has no effect: all that it would count is given in tokens")
+        _refuse_characters(asked, counted=prompt is None or (new is None and gold is not None))
         if prompt is None:
             prompt = Range.exactly(characters / per_token)
             prompt_source = (
@@ -143,8 +142,8 @@ def _of_suite(name: str, problems: int, asked: Asked, constants: Constants) -> W
         if new is None:
             new, new_source = _writing(gold, texts.limit, per_token)
             new_source += borrowed
-    elif asked.characters_per_token is not None:
-        raise UserError("--characters-per-token has no effect: all that it would count is given in tokens")
+    else:
+        _refuse_characters(asked, counted=False)
     assert prompt is not None
     assert new is not None
     judging, judging_source = _judging(name, asked, constants)
@@ -220,8 +219,7 @@ def _of_agents(name: str, suite: AgentSuite, asked: Asked, constants: Constants)
         raise UserError(f"--instances {count}: {name} has {suite.problems}")
     if asked.samples != 1:
         raise UserError(f"--samples has no effect on suite {name}: an instance is solved once")
-    if asked.characters_per_token is not None and asked.prompt_tokens is not None:
-        raise UserError("--characters-per-token has no effect: all that it would count is given in tokens")
+    _refuse_characters(asked, counted=asked.prompt_tokens is None)
     _refuse_agents_options(asked, agent=True)
     prompt = _given(asked.prompt_tokens) or Range.exactly(characters / per_token)
     judging = constants.judging["swe"]
@@ -257,6 +255,11 @@ def _of_agents(name: str, suite: AgentSuite, asked: Asked, constants: Constants)
 
 def _given(value: float | None) -> Range | None:
     return None if value is None else Range.exactly(value)
+
+
+def _refuse_characters(asked: Asked, *, counted: bool) -> None:
+    if asked.characters_per_token is not None and not counted:
+        raise UserError("--characters-per-token has no effect: all that it would count is given in tokens")
 
 
 def _refuse_agents_options(asked: Asked, *, agent: bool) -> None:

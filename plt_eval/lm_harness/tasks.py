@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from plt_benchmarks.hub import switched_off
-from plt_eval.errors import UserError
+from plt_eval.errors import UserError, one_line
 from plt_eval.lm_harness.answers import Kind, request_keys
 from plt_eval.lm_harness.official import need_lm_eval
 
@@ -355,5 +355,5 @@ def _parts(name: str, loaded: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 def told(error: Exception) -> str:
     """An error of lm-eval's or of a task's in one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:400]}" if text else type(error).__name__
+    text = one_line(str(error), limit=400)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

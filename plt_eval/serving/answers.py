@@ -9,6 +9,7 @@ from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
+from plt_eval.engines.base import first_stop
 from plt_eval.engines.hf_prompts import Prompts
 from plt_eval.serving.asked import Asked
 from plt_eval.serving.writer import TokenScore
@@ -76,7 +77,7 @@ def _usage(asked: Asked, new: list[int]) -> dict[str, int]:
 def _raw(asked: Asked, new: list[int], tokenizer: Any) -> str:
     """The text with its special tokens, which some models write calls by, cut before the first stop string."""
     text = str(tokenizer.decode(new, skip_special_tokens=False))
-    return text[: min((at for at in map(text.find, asked.job.stops) if at >= 0), default=None)]
+    return text[: first_stop(text, asked.job.stops)]
 
 
 def _calls(
