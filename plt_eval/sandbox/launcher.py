@@ -12,6 +12,7 @@ only what is cheap to import and nothing of this package:
 As process 1 it cannot be killed from inside, and when it ends the kernel ends every other process of the sandbox.
 """
 
+import _signal as signal  # type: ignore[import-not-found]  # `signal`, its wrapper, takes longer than the rest of this
 import os
 import resource
 import sys
@@ -31,11 +32,17 @@ def limit_resources(text: str) -> None:
 
 
 def start_job(identity: str, limits: str, command: list[str], channel: int) -> int:
-    """Fork and become the job in the child. Returns its process id."""
+    """Fork and become the job in the child. Returns its process id.
+
+    From here on SIGINT, which the job may send too, is ignored: as an exception it could come between the end of the
+    job and our hearing of it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     pid = os.fork()
     if pid:
         return pid
     try:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         if channel >= 0:
             os.set_inheritable(channel, False)
         limit_resources(limits)
@@ -54,10 +61,7 @@ def start_job(identity: str, limits: str, command: list[str], channel: int) -> i
 def wait_for(job: int) -> int:
     """Reap whatever ends until the job itself has; returns its wait status."""
     while True:
-        try:
-            pid, status = os.wait()
-        except KeyboardInterrupt:  # the job may send any signal that we have a handler for
-            continue
+        pid, status = os.wait()
         if pid == job:
             return status
 
@@ -73,14 +77,10 @@ def end_the_rest() -> None:
             os.wait()
         except ChildProcessError:
             return
-        except KeyboardInterrupt:
-            continue
 
 
 def end_after(seconds: int) -> None:
     """End this process, and with it the sandbox, after so long."""
-    import signal  # costs more than the rest of this program
-
     signal.signal(signal.SIGALRM, lambda *_: os._exit(1))
     signal.alarm(seconds)
 

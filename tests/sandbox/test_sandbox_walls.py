@@ -274,6 +274,23 @@ def test_a_signal_to_everyone_stays_inside(sandbox: Sandbox, marker: str) -> Non
             bystander.kill()
 
 
+SIGNAL_LAST = """
+for _ in range(500):
+    try:
+        os.kill(1, 2)
+    except PermissionError:
+        break
+os._exit(7)
+"""
+
+
+def test_a_signal_to_process_1_in_the_last_moment(sandbox: Sandbox) -> None:
+    """Nothing comes between the end of a job and the launcher's hearing of it."""
+    for _ in range(12):
+        outcome = attack(sandbox, SIGNAL_LAST)
+        assert (outcome.status, outcome.exit_code) == ("exited", 7), outcome
+
+
 LOOK_INSIDE = """
 import ctypes
 libc = ctypes.CDLL(None, use_errno=True)
