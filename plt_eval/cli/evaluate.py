@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from plt_benchmarks.tools.suite import ToolsSuite
     from plt_eval.cluster.connection import Connection
     from plt_eval.engines.base import Decoding, Engine
+    from plt_eval.engines.checkpoint import ServedModel
     from plt_eval.engines.replay import ReplayEngine
     from plt_eval.models import ResolvedModel
     from plt_eval.runner import RemoteScorer, Result, Settings
@@ -160,7 +161,10 @@ def _evaluate_terminal(suite: TerminalSuite, options: RunOptions, console: Conso
     def named(settings: Settings) -> Settings:
         return _named(settings, options, suite.name, None, several=False)
 
-    results = run_terminal(suite, options, _api_key(options), _settings(options, 1), named, console, _notes(console))
+    notify = _notes(console)
+    checkpoint = _served(_models(options, notify)[0])
+    settings = _settings(options, 1)
+    results = run_terminal(suite, options, _api_key(options), checkpoint, settings, named, console, notify)
     for result in results:
         _say_done(console, result)
     return results
@@ -202,10 +206,23 @@ def _evaluate_lm_eval(suite: LmEvalSuite, options: RunOptions, console: Console)
 
 
 def _models(options: RunOptions, notify: Callable[[str], None]) -> Sequence[ResolvedModel | None]:
-    """What an engine that computes itself is to run, one engine each; [None] for the others, which know it."""
-    if options.engine not in ("hf", "vllm"):
+    """What an engine that computes itself is to run, one engine each; for an endpoint what it serves, by the user's
+    word; [None] for what is not known."""
+    if options.engine == "replay" or (options.engine == "openai" and options.model is None):
         return [None]
-    return chosen_models(options.model, options.loops, "evaluating", notify)
+    models = chosen_models(options.model, options.loops, "evaluating", notify)
+    if options.engine == "openai" and len(models) > 1:
+        raise UserError(f"--model {options.model} is {len(models)} checkpoints, of which one is served: add --loops")
+    return models
+
+
+def _served(model: ResolvedModel | None) -> ServedModel | None:
+    """What an endpoint serves, if the user says so. Raises UserError."""
+    if model is None:
+        return None
+    from plt_eval.engines.checkpoint import ServedModel
+
+    return ServedModel.of(model)
 
 
 def chosen_models(
@@ -239,6 +256,7 @@ def _make_engine(
         given = {
             "api": options.api,
             "served_as": options.served_as,
+            "checkpoint": _served(model),
             "concurrency": options.concurrency,
             "retries": options.retries,
             "timeout_s": options.request_timeout,

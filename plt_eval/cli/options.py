@@ -62,8 +62,8 @@ class RunOptions:
 
 
 ONLY_WITH = {
-    **dict.fromkeys(("model", "loops", "loop_mode", "batch_size", "dtype"), ("hf", "vllm")),
-    **dict.fromkeys(("chat_template", "tokenizer", "compile"), ("hf", "vllm")),
+    **dict.fromkeys(("model", "loops"), ("hf", "vllm", "openai")),
+    **dict.fromkeys(("loop_mode", "batch_size", "dtype", "chat_template", "tokenizer", "compile"), ("hf", "vllm")),
     **dict.fromkeys(("device", "decoder", "attention"), ("hf",)),
     **dict.fromkeys(("tensor_parallel", "max_model_len", "gpu_memory_utilization"), ("vllm",)),
     **dict.fromkeys(
@@ -98,7 +98,11 @@ def check_options(options: RunOptions, *, tasks_draw: bool = False) -> None:
         raise UserError(f"--compile {options.compile} has no effect with --decoder generate: it belongs to session")
     _check_decoding(options, tasks_draw=tasks_draw)
     if options.loops is not None:
-        parse_loops(options.loops)
+        counts = parse_loops(options.loops)
+        if options.engine == "openai" and options.model is None:
+            raise UserError("--loops has no effect with --engine openai without --model: the checkpoint that is served")
+        if options.engine == "openai" and len(counts) > 1:
+            raise UserError(f"--loops {options.loops}: with --engine openai expected one, that of what is served")
     parse_batch_size(options.batch_size)
     share = options.gpu_memory_utilization
     if share is not None and not 0 < share <= 1:

@@ -141,14 +141,15 @@ def run(
         str | None,
         typer.Option(
             help="[hf, vllm] Checkpoint folder, or a bundled model: plt-tiny:r3 is one checkpoint, plt-tiny (default) "
-            "the family, in which each loop count has a checkpoint that was trained with it."
+            "the family, in which each loop count has a checkpoint that was trained with it. [openai] What the "
+            "endpoint serves, for the record: reports then know the run by its weights and loop count."
         ),
     ] = None,
     loops: Annotated[
         str | None,
         typer.Option(
             help="[hf, vllm] Loop counts, as 2 or 1,2,4 or 1-4 (default: the checkpoint's own; of a family, all that "
-            "it has)."
+            "it has). [openai] The one that --model is served with."
         ),
     ] = None,
     loop_mode: Annotated[LoopMode | None, typer.Option(help="[hf, vllm] How loops are wired (default plt).")] = None,

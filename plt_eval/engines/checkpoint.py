@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from transformers import AutoTokenizer
 
 from plt_eval.engines.hf_prompts import Prompts
 from plt_eval.errors import UserError
-from plt_eval.models import no_such_model
+from plt_eval.models import ResolvedModel, no_such_model
 from plt_model import PLTConfig
 from plt_model.loading import CheckpointError, read_config, weight_files, weights_hash
 from plt_model.tokenizer import byte_tokenizer
@@ -89,6 +90,35 @@ class Checkpoint:
             "dtype": str(dtype).removeprefix("torch."),
             "tokenizer_sha256": _sha256(json.dumps(sorted(prompts.tokenizer.get_vocab().items()))),
             "chat_template_sha256": None if template is None else _sha256(str(template)),
+        }
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """The checkpoint that an endpoint serves, by the word of who asks it; `loop_mode` is None where it is no PLT."""
+
+    label: str
+    weights_sha256: str
+    loops: int
+    loop_mode: str | None
+
+    @classmethod
+    def of(cls, model: ResolvedModel) -> ServedModel:
+        """Raises UserError for what is no checkpoint, and as Checkpoint does for loops."""
+        label = None if model.family is None else model.label
+        checkpoint = Checkpoint(str(model.folder), label=label, loops=model.loops, loop_mode=None)
+        own = read_config(model.folder) if checkpoint.is_plt else None
+        loops = model.loops or (1 if own is None else own.plt_num_loops)
+        mode = None if own is None else own.plt_loop_mode
+        return cls(checkpoint.label, checkpoint.weights_sha256, loops, mode)
+
+    def identity(self) -> dict[str, Any]:
+        """As in Checkpoint.identity, what of it is known."""
+        return {
+            "model": self.label,
+            "weights_sha256": self.weights_sha256,
+            "loops": self.loops,
+            "loop_mode": self.loop_mode,
         }
 
 

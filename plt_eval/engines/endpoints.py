@@ -41,6 +41,10 @@ RATE_OVER = 50
 """Answers that the rate is measured over."""
 
 
+LOOPS_HEADER = "X-PLT-Loops"
+"""Of an answer of our own servers: how many loops the model runs."""
+
+
 class Closed(Exception):
     """The endpoints are not asked any more."""
 

@@ -28,7 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from plt_benchmarks.protocols import Message, Prompt
 from plt_eval.engines.base import (
@@ -40,10 +40,13 @@ from plt_eval.engines.base import (
     ToolMessage,
     first_stop,
 )
-from plt_eval.engines.endpoints import Closed, Endpoint, Endpoints, checked_endpoints, served_name
+from plt_eval.engines.endpoints import LOOPS_HEADER, Closed, Endpoint, Endpoints, checked_endpoints, served_name
 from plt_eval.errors import UserError, one_line
 from plt_eval.records import storable
 from plt_eval.workers import as_completed
+
+if TYPE_CHECKING:
+    from plt_eval.engines.checkpoint import ServedModel
 
 SERVER_STOPS = 4
 """Stop strings that every server takes."""
@@ -90,6 +93,7 @@ class OpenAIEngine:
         api: Literal["chat", "completions"] = "chat",
         api_key: str | None = None,
         served_as: str | None = None,
+        checkpoint: ServedModel | None = None,
         concurrency: int = 8,
         retries: int = 6,
         timeout_s: float = 600.0,
@@ -104,6 +108,7 @@ class OpenAIEngine:
         self._served = served_name(urls, served_as)
         self._renamed = served_as is not None
         self._model = model
+        self._checkpoint = checkpoint
         self._api = api
         self._path = "/chat/completions" if api == "chat" else "/completions"
         self._concurrency = concurrency
@@ -112,6 +117,7 @@ class OpenAIEngine:
         self._backoff_s = backoff_s
         self._max_wait_s = max_wait_s
         self._told: set[str] = set()
+        self._told_loops = False
         self._failed_in_a_row = 0
         self._lock = threading.Lock()
         self._looking = threading.Lock()
@@ -131,9 +137,10 @@ class OpenAIEngine:
         )
 
     def identity(self) -> dict[str, Any]:
-        """The server does not say which weights it holds: the addresses and the model's name must do, or the name that
-        the user vouches for."""
-        return {"model": self._model, "endpoint": self._served, "api": self._api}
+        """The server does not say which weights it holds: the addresses and the model's name must do, or the name and
+        the checkpoint that the user vouches for."""
+        of_model = {"model": self._model} if self._checkpoint is None else self._checkpoint.identity()
+        return {**of_model, "endpoint": self._served, "api": self._api}
 
     def facts(self) -> dict[str, str]:
         """The server does not say how it computes. Where the identity does not say it: who was asked."""
@@ -297,7 +304,9 @@ class OpenAIEngine:
         return lost
 
     def _refused(self, endpoint: Endpoint, refusal: str) -> str:
-        return f"{endpoint.url}{self._path} refused: {refusal}"
+        without = self._path == "/chat/completions" and "chat template" in refusal
+        hint = "; --api completions asks without one" if without else ""
+        return f"{endpoint.url}{self._path} refused: {refusal}{hint}"
 
     def _ask(self, endpoint: Endpoint, body: bytes, read: Callable[[Any], R], conversation: str) -> R:
         """One exchange, of which the endpoint's state is told. Raises _Failed."""
@@ -308,7 +317,7 @@ class OpenAIEngine:
             if endpoint.down and pool.several:
                 self._models(endpoint)  # a server that hangs is not worth a whole time-out
             started = time.monotonic()
-            code, headers, said = self._exchanged("POST", endpoint.url + self._path, self._timeout_s, body)
+            code, headers, said = self._exchanged("POST", endpoint, self._path, self._timeout_s, body)
         except httpx.RequestError as error:
             trouble, timeout = _words(error), isinstance(error, httpx.ReadTimeout)
         else:
@@ -334,16 +343,17 @@ class OpenAIEngine:
         raise _Failed(trouble, timeout=timeout)
 
     def _exchanged(
-        self, method: str, url: str, within_s: float, body: bytes | None = None
+        self, method: str, endpoint: Endpoint, path: str, within_s: float, body: bytes | None = None
     ) -> tuple[int, Mapping[str, str], bytearray]:
         """Status, headers and body of an answer, however slow or long the server would make it. Raises
-        httpx.RequestError."""
+        httpx.RequestError, and UserError for a server that runs another loop count."""
         import httpx
 
         deadline = time.monotonic() + within_s
         timeout = httpx.Timeout(within_s, connect=min(within_s, LOOK_S))
         said = bytearray()
-        with self._client.stream(method, url, content=body, timeout=timeout) as response:
+        with self._client.stream(method, endpoint.url + path, content=body, timeout=timeout) as response:
+            self._hear_loops(endpoint, response.headers.get(LOOPS_HEADER))
             encoding = response.headers.get("Content-Encoding", "identity")
             if encoding.lower() != "identity":
                 raise httpx.DecodingError(f"Content-Encoding {encoding[:40]!r}, though identity was asked for")
@@ -354,6 +364,19 @@ class OpenAIEngine:
                 if time.monotonic() > deadline:
                     raise httpx.ReadTimeout(f"no whole answer in {within_s:g} s")
         return response.status_code, response.headers, said
+
+    def _hear_loops(self, endpoint: Endpoint, told: str | None) -> None:
+        """Servers of ours say how many loops the model runs. Raises UserError where the record would say otherwise."""
+        if told is None:
+            return
+        runs = f"{endpoint.url} runs R={one_line(told, 20)}"
+        if self._checkpoint is None:
+            with self._lock:
+                new, self._told_loops = not self._told_loops, True
+            if new:
+                self._notify(f"{runs}: --model FOLDER --loops R puts into the record what is served")
+        elif told != str(self._checkpoint.loops):
+            raise UserError(f"{runs}, expected R={self._checkpoint.loops}: --loops says so, or the checkpoint")
 
     def _sleep(self, attempt: int, asked: float | None) -> bool:
         """Wait for the next round: whether the wait was cut short, as an endpoint came back."""
@@ -406,7 +429,7 @@ class OpenAIEngine:
     def _models(self, endpoint: Endpoint) -> set[str] | None:
         """What an endpoint says that it serves; None if it does not say. Raises httpx.RequestError when it is not
         there."""
-        _, _, said = self._exchanged("GET", endpoint.url + "/models", min(LOOK_S, self._timeout_s))
+        _, _, said = self._exchanged("GET", endpoint, "/models", min(LOOK_S, self._timeout_s))
         try:
             return {str(model["id"]) for model in json.loads(said)["data"]}
         except UNREADABLE:

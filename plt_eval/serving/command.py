@@ -19,6 +19,7 @@ from types import FrameType
 
 from plt_eval.errors import MissingExtra, UserError
 from plt_eval.models import ResolvedModel, resolve_model
+from plt_eval.serving.asgi import LOOPS_VARIABLE
 from plt_eval.serving.child import Child
 from plt_eval.serving.settings import KEY_VARIABLE, Settings
 
@@ -152,7 +153,11 @@ def plan(options: ServeOptions, resolved: ResolvedModel, engine: str, key: str |
     port = free_port(options.host, options.port)
     make = _vllm_module if engine == "vllm" else _transformers_module
     module = [*make(options, resolved, folder), "--host", options.host, "--port", str(port), *options.rest]
-    environment = {KEY_VARIABLES[engine]: key}  # one of the user's own shell was not asked for
+    loops = _loops(options, resolved)
+    environment = {  # a key of the user's own shell was not asked for
+        KEY_VARIABLES[engine]: key,
+        LOOPS_VARIABLE: None if loops is None else str(loops),
+    }
     return Launch(engine, (sys.executable, "-P", "-m", *module), environment, options.host, port)
 
 
@@ -196,10 +201,23 @@ def _vllm_module(options: ServeOptions, resolved: ResolvedModel, folder: Path) -
         "--chat-template": options.chat_template,
         "--tensor-parallel-size": options.tensor_parallel,
         "--max-model-len": options.max_model_len or "auto",
+        "--middleware": None if _loops(options, resolved) is None else "plt_eval.serving.asgi.LoopsTold",
         "--kv-cache-memory-bytes": cpu_kv_bytes(options.tensor_parallel or 1) if device.type == "cpu" else None,
     }
     flags = [str(part) for pair in given.items() if pair[1] is not None for part in pair]
     return ["vllm.entrypoints.launchers.api_server.entry", *flags]
+
+
+def _loops(options: ServeOptions, resolved: ResolvedModel) -> int | None:
+    """How many loops will run; None for what is no PLT, and where the user has vLLM change the configuration."""
+    if any(re.match(r"--hf[-_]overrides\b", word) for word in options.rest):
+        return None
+    try:
+        told = json.loads((resolved.folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    own = told.get("plt_num_loops") if isinstance(told, dict) else None
+    return resolved.loops or own if isinstance(own, int) else None
 
 
 def free_port(host: str, port: int) -> int:
@@ -290,6 +308,9 @@ def _ready(options: ServeOptions, resolved: ResolvedModel, launch: Launch) -> st
         words += ["--api", "completions"]
     if options.api_key_env is not None:
         words += ["--api-key-env", options.api_key_env]
+    loops = _loops(options, resolved)
+    if loops is not None:
+        words += ["--model", options.model, "--loops", str(loops)]
     return f"{name} is served at {endpoint} ({launch.engine}); ask it: {shlex.join(words)} --suite SUITE"
 
 

@@ -13,19 +13,15 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from contextvars import ContextVar
 from typing import Any
 
 from plt_eval.errors import one_line
 from plt_eval.serving.answers import chat_answer, chat_chunk, completion_answer
+from plt_eval.serving.asgi import App, Message, Receive, Send
 from plt_eval.serving.asked import Asked, BadRequest, Reader
 from plt_eval.serving.writer import Writer
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 MAX_BODY = 32 * 2**20
 """Bytes that a request may have."""

@@ -28,6 +28,7 @@ from transformers.cli.serving import model_manager, server, utils
 from plt_eval.engines.hf import HFEngine
 from plt_eval.errors import UserError
 from plt_eval.serving.answers import held_back
+from plt_eval.serving.asgi import LOOPS_VARIABLE, LoopsTold
 from plt_eval.serving.asked import Asked, BadRequest, Reader
 from plt_eval.serving.front import ASKED, Front
 from plt_eval.serving.settings import KEY_VARIABLE, Settings
@@ -156,6 +157,8 @@ def _teach(engine: HFEngine, writer: Writer, reader: Reader) -> None:
     def fronted(*arguments: Any, **options: Any) -> Any:
         app = build(*arguments, **options)
         app.add_middleware(Front, reader=reader, writer=writer, key=os.environ.get(KEY_VARIABLE), template=template)
+        if os.environ.get(LOOPS_VARIABLE):
+            app.add_middleware(LoopsTold)
         return app
 
     engine.model.generate = lambda **given: generate(writer, given["input_ids"], given.get("streamer"))

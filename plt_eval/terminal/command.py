@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from plt_eval.cli.options import RunOptions
+    from plt_eval.engines.checkpoint import ServedModel
 
 TAKEN = {
     "tb": ("instances", "workers", "agent_steps", "agent_wall_time", "test_timeout"),
@@ -81,6 +82,7 @@ def run_terminal(
     suite: TerminalSuite,
     options: RunOptions,
     key: str | None,
+    checkpoint: ServedModel | None,
     settings: Settings,
     named: Callable[[Settings], Settings],
     console: Console,
@@ -97,7 +99,9 @@ def run_terminal(
     data = chosen(data, swe, options.limit, None)
     limits = AgentLimits(min(swe.parallel, len(data.samples)), swe.agent_steps, swe.agent_wall_time, swe.test_timeout)
     served = served_name([_endpoint(options)], options.served_as)
-    model = AgentModel(str(options.api_model), _endpoint(options), key, settings.decoding.temperature, served)
+    model = AgentModel(
+        str(options.api_model), _endpoint(options), key, settings.decoding.temperature, served, checkpoint
+    )
     with closing(OfficialEngine(suite, executable, Path(data.source), model, limits)) as engine:
 
         def opened(folder: Path, waiting: Collection[str]) -> None:

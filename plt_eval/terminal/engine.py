@@ -20,11 +20,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plt_benchmarks.terminal import QUIET, TerminalSuite, Trial, last_words, trial_detail
 from plt_eval.engines.base import Completion, GenerationRequest, Loglikelihood, LoglikelihoodRequest
 from plt_eval.errors import UserError
+
+if TYPE_CHECKING:
+    from plt_eval.engines.checkpoint import ServedModel
 
 AGENT = "terminus-2"
 SESSIONS = "official"
@@ -40,13 +43,14 @@ _PR_SET_PDEATHSIG = 1
 @dataclass(frozen=True)
 class AgentModel:
     """The endpoint that the agent asks. `key` reaches it through the environment alone; `served` is what stands for the
-    endpoint in the run's identity."""
+    endpoint in the run's identity, and `checkpoint` what it serves, if the user says so."""
 
     name: str
     endpoint: str
     key: str | None
     temperature: float
     served: str
+    checkpoint: ServedModel | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,9 @@ class OfficialEngine:
             "wall_time_s": limits.wall_time,
             "test_timeout_s": limits.test_timeout,
         }
-        return {"model": self._model.name, "endpoint": self._model.served, "api": "chat", "agent": agent}
+        told = self._model.checkpoint
+        of_model = {"model": self._model.name} if told is None else told.identity()
+        return {**of_model, "endpoint": self._model.served, "api": "chat", "agent": agent}
 
     def facts(self) -> Mapping[str, str]:
         asked = {} if self._model.served == self._model.endpoint else {"endpoints": self._model.endpoint}

@@ -29,6 +29,8 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Handler)
         self.models: list[str] | None = None
         """What it says that it serves; None: it does not say."""
+        self.loops: str | None = None
+        """How many loops it says that the model runs."""
         self.frozen = False
         """It does not even say which models it serves."""
         self.plan: list[Reply] = []
@@ -88,6 +90,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 def send(handler: BaseHTTPRequestHandler, status: int, body: bytes, **headers: str) -> None:
     handler.send_response(status)
+    if handler.server.loops is not None:  # type: ignore[attr-defined]
+        headers = {"X_PLT_Loops": handler.server.loops, **headers}  # type: ignore[attr-defined]
     for name, value in headers.items():
         handler.send_header(name.replace("_", "-"), value)
     handler.send_header("Content-Length", str(len(body)))

@@ -22,6 +22,7 @@ from plt_eval.cli.main import main
 from plt_eval.cli.options import ONLY_WITH, RunOptions, parse_loops
 from plt_eval.cli.suites import missing_packages, needs
 from plt_eval.engines import ENGINES
+from plt_eval.engines.checkpoint import Checkpoint
 from plt_eval.errors import UserError
 from plt_eval.runner import Settings
 from plt_eval.runner import run as run_suite
@@ -422,6 +423,54 @@ def test_an_endpoint_that_answers_500_now_and_then_leaves_samples_missing(cli: C
     code, out, _ = cli.run(*endpoint(server, "--limit", "5")[1:])
     assert (code, len(server.asked)) == (0, asked + 1), "only the missing one is asked for again"
     assert "missing" not in out
+
+
+def test_what_an_endpoint_serves_is_recorded_as_of_an_engine_of_ours(cli: Cli, server: Server) -> None:
+    """Reports know runs by weights and loops. A server of ours says its loops, any other one is believed."""
+    server.always = good("8")
+    own = Checkpoint("plt_eval/bundled/plt-tiny/r2", label="plt-tiny:r2", loops=3, loop_mode=None)
+    expected = {"model": "plt-tiny:r2", "weights_sha256": own.weights_sha256, "loops": 3, "loop_mode": "plt"}
+    for told in (None, "3"):
+        server.loops = told
+        more = () if told is None else ("--served-as", "another")
+        code, _, err = cli.run(*endpoint(server, "--model", "plt-tiny:r2", "--loops", "3", *more)[1:])
+        assert (code, "R=3" in err) == (0, False)
+    for run in list_runs(cli.results):
+        found = run.manifest.identity.engine_identity
+        assert found == expected | {"endpoint": found["endpoint"], "api": "chat"}
+        assert run.manifest.run_id.startswith("sums-plt-tiny-r2-r3-")
+
+
+@pytest.mark.parametrize(
+    ("told", "options", "message"),
+    [
+        (
+            "2",
+            ("--model", "plt-tiny:r2", "--loops", "3"),
+            " runs R=2, expected R=3: --loops says so, or the checkpoint",
+        ),
+        ("3", ("--model", "plt-tiny:r2"), " runs R=3, expected R=2: --loops says so, or the checkpoint"),
+        ("2", ("--loops", "2"), "--loops has no effect with --engine openai without --model"),
+        ("2", ("--model", "plt-tiny", "--loops", "1,2"), "--loops 1,2: with --engine openai expected one"),
+        ("2", ("--model", "plt-tiny"), "--model plt-tiny is 4 checkpoints, of which one is served: add --loops"),
+        ("2", ("--model", "no/such"), "--model no/such: no such model folder"),
+    ],
+)
+@pytest.mark.parametrize("several", [False, True])
+def test_an_endpoint_that_serves_something_else_is_one_line(
+    cli: Cli, server: Server, told: str, options: tuple[str, ...], message: str, several: bool
+) -> None:
+    server.loops, server.models = told, ["m"]
+    more = ("--endpoint", server.url.replace("127.0.0.1", "localhost")) if several else ()
+    assert message in cli.error(*endpoint(server, *options, *more))
+
+
+def test_a_server_that_tells_its_loops_says_how_to_record_them(cli: Cli, server: Server) -> None:
+    server.loops, server.always = "2", good("8")
+    code, _, err = cli.run(*endpoint(server)[1:])
+    assert (code, err.count(f"{server.url} runs R=2: --model FOLDER --loops R")) == (0, 1)
+    (run,) = list_runs(cli.results)
+    assert run.manifest.identity.loops is None
 
 
 def test_an_endpoint_that_always_answers_500_is_one_line(cli: Cli, server: Server) -> None:

@@ -262,6 +262,13 @@ def test_refusals_end_the_run_at_once(server: Server, code: int) -> None:
     assert len(server.asked) == 1
 
 
+def test_a_model_without_a_chat_template_is_asked_otherwise(server: Server) -> None:
+    server.always = status(400, "you must provide a chat template")
+    with pytest.raises(UserError) as caught:
+        one(engine(server, api="chat"))
+    assert str(caught.value).endswith("you must provide a chat template; --api completions asks without one")
+
+
 def test_an_endpoint_that_stays_down_ends_the_run(server: Server) -> None:
     server.always = status(500)
     got = []

@@ -403,7 +403,7 @@ def test_the_tasks_are_fetched_by_the_official_runner_and_kept(machine: Machine,
         ("terminal", ("--instances", "on"), "--instances: no instance 'on'"),
         ("terminal", ("--endpoint", "http://h/v1?a=b"), "takes no address with '=' in it"),
         ("terminal", ("--endpoint", "http://h/v1"), "suite terminal takes one --endpoint: the official runner"),
-        ("terminal", ("--model", "m"), "--model has no effect with --engine openai"),
+        ("terminal", ("--model", "m"), "--model m: no such model folder"),
         ("terminal", ("--num-fewshot", "1"), "--num-fewshot has no effect on suite terminal"),
     ],
 )

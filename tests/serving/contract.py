@@ -185,10 +185,13 @@ class ServerContract:
     def test_the_one_line_says_what_to_type(self, served: Served) -> None:
         typed = f"plt-eval run --engine openai --endpoint {served.url} --api-model {NAME} --api-key-env {KEY_VARIABLE}"
         assert typed in served.line
+        assert f" --loops {LOOPS} --suite SUITE" in served.line
         assert KEY not in served.line
 
     def test_it_lists_its_model(self, served: Served) -> None:
-        (model,) = served.client.models.list().data
+        answer = served.client.models.with_raw_response.list()
+        assert answer.headers["X-PLT-Loops"] == str(LOOPS)
+        (model,) = answer.parse().data
         assert model.id == NAME
 
     def test_completions_are_those_of_the_engine_in_process(self, served: Served) -> None:

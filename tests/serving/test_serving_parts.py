@@ -166,7 +166,8 @@ def test_vllm_gets_model_loops_and_numbers(tmp_path: Path, monkeypatch: pytest.M
     assert given["--served-model-name"] == "plt-tiny:r2"
     assert (Path(given["--tokenizer"]) / "tokenizer.json").is_file()
     assert words[-3:] == ["--enforce-eager", "--max-num-seqs", "4"]
-    assert dict(launch.environment) == {"VLLM_API_KEY": "sk-1"}
+    assert given["--middleware"] == "plt_eval.serving.asgi.LoopsTold"
+    assert dict(launch.environment) == {"VLLM_API_KEY": "sk-1", "PLT_EVAL_SERVED_LOOPS": "3"}
     assert "sk-1" not in " ".join(words)
 
 
@@ -175,6 +176,18 @@ def test_overrides_of_ones_own_exclude_loops(word: str) -> None:
     options = ServeOptions(model="plt-tiny:r2", loops=2, rest=(word, "{}"))
     with pytest.raises(UserError, match="--hf-overrides"):
         command._check(options, "vllm")
+
+
+@pytest.mark.parametrize("word", ["--hf-overrides", "--hf_overrides", "--hf-overrides.plt_num_loops"])
+def test_loops_that_are_not_known_are_not_told(word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_start, "check_installed", lambda _: None)
+    model = resolve_model("plt-tiny:r2")
+    for rest, told in (((), "2"), ((word, "4"), None)):
+        options = ServeOptions(model="plt-tiny:r2", port=0, rest=rest)
+        launch = plan(options, model, "vllm", None, tmp_path)
+        assert launch.environment["PLT_EVAL_SERVED_LOOPS"] == told
+        assert ("--middleware" in launch.command) == (told is not None)
+        assert ("--model plt-tiny:r2 --loops 2 " in command._ready(options, model, launch)) == (told is not None)
 
 
 @pytest.mark.parametrize("word", ["--ssl-keyfile=key.pem", "--ssl_ciphers", "--uds", "--headless", "--config"])
