@@ -9,7 +9,7 @@ fewer rows would share a trip, and all would be right.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar
 
@@ -49,6 +49,7 @@ class Part:
     tokens: slice
     metadata: Mapping[str, SplitMetadata] | None
     slot_mapping: Mapping[str, Tensor]
+    _cut: dict[int, Tensor] = field(default_factory=dict)
 
     def of(self, layer: str) -> Any:
         """A layer's metadata."""
@@ -56,7 +57,12 @@ class Part:
 
     def slots(self, layer: str) -> Tensor | None:
         """Where a layer writes its keys and values [T]: block * block size + offset, or -1."""
-        return self.slot_mapping[layer][self.tokens] if layer in self.slot_mapping else None
+        of_batch = self.slot_mapping.get(layer)
+        if of_batch is None:
+            return None
+        if id(of_batch) not in self._cut:  # layers of one group share it
+            self._cut[id(of_batch)] = of_batch[self.tokens]
+        return self._cut[id(of_batch)]
 
 
 def leading_decodes(common: CommonAttentionMetadata, block: int) -> int:
@@ -65,6 +71,8 @@ def leading_decodes(common: CommonAttentionMetadata, block: int) -> int:
     A request may hit blocks in the prefix cache that another one computes in this very step. What it starts with then
     waits for that one's passes, each in turn, as only the rest does. Such a request starts at a block's first place.
     """
+    if common.num_reqs == 1:
+        return int(common.max_query_len == 1)
     starts = common.query_start_loc_cpu.numpy()
     lengths = starts[1:] - starts[:-1]
     later = lengths != 1

@@ -12,11 +12,11 @@ The mechanism and its equations: plt_model.modeling_plt.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, rms_norm
+from torch.nn.functional import linear
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.forward_context import get_forward_context
@@ -37,6 +37,34 @@ from .metadata import ROWS, TRIPS, Part
 from .pages import Carry, PagedAttention
 
 
+class Normed(NamedTuple):
+    """A norm's output, what it is the norm of, and on a CPU the output without the norm's weights. [T, D] each."""
+
+    out: Tensor
+    total: Tensor
+    unit: Tensor | None
+
+
+class Norm(RMSNorm):
+    """vLLM's, but for a CPU, for which it has no kernel: ten calls of torch, and calls make up a small model's step."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__(size, eps=eps)
+        self.floor = torch.tensor(eps, dtype=torch.float32, device="cpu")
+
+    def of_sum(self, hidden: Tensor, residual: Tensor | None) -> Normed:
+        """Where it is vLLM's, `residual` may become the sum."""
+        if hidden.device.type != "cpu" or hidden.dtype != torch.float32:
+            if residual is None:
+                return Normed(self(hidden), hidden, None)
+            normed, total = self(hidden, residual)
+            return Normed(normed, total, None)
+        total = hidden if residual is None else hidden + residual
+        length = torch.linalg.vector_norm(total, dim=-1, keepdim=True)
+        unit = total * torch.addcmul(self.floor, length, length, value=1 / total.shape[1]).rsqrt_()
+        return Normed(unit * self.weight, total, unit)
+
+
 class PLTGate(nn.Module):
     """g = sigmoid(W norm(x) + b) of the layer's input, or in query mode sigmoid(<q_h, W_h> + b_h), for the heads of
     this rank."""
@@ -50,23 +78,17 @@ class PLTGate(nn.Module):
         for parameter in (self.weight, self.bias):
             set_weight_attrs(parameter, {"weight_loader": sharded_weight_loader(0)})
         if self.of_input:
-            self.gate_norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+            self.gate_norm = Norm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def forward(self, x: Tensor, q: Tensor) -> Tensor:
-        """x [T, D], q [T, H * K] -> [T, H, 1]."""
-        if self.of_input:
-            scores = linear(self._normed(x), self.weight, self.bias)
+    def forward(self, x: Normed, q: Tensor, start: int = 0) -> Tensor:
+        """Of the rows [start:] of a layer's input and q [T, H * K] -> [T - start, H, 1]."""
+        if not self.of_input:
+            scores = (q[start:].view(-1, *self.weight.shape) * self.weight).sum(-1) + self.bias
+        elif x.unit is None:
+            scores = linear(self.gate_norm(x.total[start:]), self.weight, self.bias)
         else:
-            scores = (q.view(-1, *self.weight.shape) * self.weight).sum(-1) + self.bias
+            scores = linear(x.unit[start:], self.weight * self.gate_norm.weight, self.bias)
         return scores.sigmoid_()[..., None]
-
-    def _normed(self, x: Tensor) -> Tensor:
-        """vLLM has no kernel of the norm on a CPU: seven calls of torch, in every layer."""
-        norm = self.gate_norm
-        if x.device.type == "cpu":
-            return rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
-        normed: Tensor = norm(x)
-        return normed
 
 
 class PLTAttention(nn.Module):
@@ -109,6 +131,7 @@ class PLTAttention(nn.Module):
         owner = f"{prefix}.attn"
         self.attn = PagedAttention(vllm_config, owner, role=TRIPS, **shape)
         self.local: Any = nn.ModuleList()
+        self.windows: tuple[Any, ...] = ()
         if config.plt_loop_mode == "sequential":
             self.own: Any = nn.ModuleList(
                 PagedAttention(vllm_config, f"{prefix}.attn_p{r}", role=TRIPS, **shape) for r in later
@@ -124,12 +147,13 @@ class PLTAttention(nn.Module):
             self.local.extend(
                 PagedAttention(vllm_config, f"{prefix}.local_p{r}", window=config.window, **shape) for r in later
             )
+            self.windows = tuple(self.local)  # torch looks modules up slowly
             self.plt_gate = PLTGate(config, self.heads)
 
     def _project(self, normed: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """-> q [T, H * K] and k, v [T, G * K], rotated."""
         qkv, _ = self.qkv_proj(normed)
-        q, k, v = qkv.split(self.sizes, dim=-1)
+        q, k, v = qkv.split_with_sizes(self.sizes, dim=-1)
         q, k = self.rotary_emb(positions, q, k)
         return q, k, v
 
@@ -137,42 +161,40 @@ class PLTAttention(nn.Module):
         out: Tensor = self.o_proj(y.flatten(1))[0]
         return out
 
-    def one_pass(self, index: int, x: Tensor, normed: Tensor, positions: Tensor, part: Part) -> Tensor:
+    def one_pass(self, index: int, x: Normed, positions: Tensor, part: Part) -> Tensor:
         """Pass `index` over the tokens of a part."""
-        q, k, v = self._project(normed, positions)
+        q, k, v = self._project(x.out, positions)
         if index == 0 or hasattr(self, "own"):
             pages = self.attn if index == 0 else self.own[index - 1]
             pages.write(k, v, part)
             return self._output(pages.attend(q, part))
         y = self.shared.attend(q, part)
-        if len(self.local):
-            pages = self.local[index - 1]
+        if self.windows:
+            pages = self.windows[index - 1]
             pages.write(k, v, part)
             y = torch.lerp(pages.attend(q, part), y, self.plt_gate(x, q))
         return self._output(y)
 
-    def all_passes(self, x: Tensor, normed: Tensor, positions: Tensor, part: Part) -> Tensor:
+    def all_passes(self, x: Normed, positions: Tensor, part: Part) -> Tensor:
         """All passes: rows [R * T], pass after pass."""
-        q, k, v = self._project(normed, positions)
+        q, k, v = self._project(x.out, positions)
         loops, heads, groups, size = self.loops, self.heads, self.groups, self.head_dim
         tokens = len(q) // loops
-        self.attn.write(k[:tokens], v[:tokens], part)
+        keys, values = k.chunk(loops), v.chunk(loops)
+        self.attn.write(keys[0], values[0], part)
         # Heads that read the same keys side by side, those of one pass after those of another.
         folded = q.view(loops, tokens, groups, heads // groups, size).permute(1, 2, 0, 3, 4).reshape(tokens, -1)
         wide = self.rows.attend(folded, part).view(tokens, groups, loops, heads // groups, size)
         wide = wide.permute(2, 0, 1, 3, 4).reshape(loops, tokens, heads, size)
-        if not len(self.local):
-            return self._output(wide.flatten(0, 1))
-        q_later, k, v = q[tokens:], k[tokens:], v[tokens:]
-        local = []
-        for r, pages in enumerate(self.local):
-            rows = slice(r * tokens, (r + 1) * tokens)
-            pages.write(k[rows], v[rows], part)
-            local.append(pages.attend(q_later[rows], part))
-        near = local[0] if len(local) == 1 else torch.cat(local)
         wide = wide.flatten(0, 1)
+        if not self.windows:
+            return self._output(wide)
+        near = []
+        for pages, query, key, value in zip(self.windows, q.chunk(loops)[1:], keys[1:], values[1:], strict=True):
+            pages.write(key, value, part)
+            near.append(pages.attend(query, part))
         later = wide[tokens:]
-        torch.lerp(near, later, self.plt_gate(x[tokens:], q_later), out=later)
+        torch.lerp(near[0] if len(near) == 1 else torch.cat(near), later, self.plt_gate(x, q, tokens), out=later)
         return self._output(wide)
 
 
@@ -191,22 +213,19 @@ class PLTDecoderLayer(nn.Module):
             bias=config.mlp_bias,
             prefix=f"{prefix}.mlp",
         )
-        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = Norm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = Norm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(
         self, index: int | None, hidden: Tensor, residual: Tensor | None, positions: Tensor, part: Part
     ) -> tuple[Tensor, Tensor]:
         """Pass `index`, or (None) all passes as rows. The layer's input is hidden + residual, as vLLM's norms add."""
-        if residual is None:
-            residual, normed = hidden, self.input_layernorm(hidden)
-        else:
-            normed, residual = self.input_layernorm(hidden, residual)
+        x = self.input_layernorm.of_sum(hidden, residual)
         if index is None:
-            hidden = self.self_attn.all_passes(residual, normed, positions, part)
+            hidden = self.self_attn.all_passes(x, positions, part)
         else:
-            hidden = self.self_attn.one_pass(index, residual, normed, positions, part)
-        hidden, residual = self.post_attention_layernorm(hidden, residual)
+            hidden = self.self_attn.one_pass(index, x, positions, part)
+        hidden, residual, _ = self.post_attention_layernorm.of_sum(hidden, x.total)
         return self.mlp(hidden), residual
 
 
@@ -226,7 +245,7 @@ class PLTModel(nn.Module):
         _, _, self.layers = make_layers(
             config.num_hidden_layers, lambda prefix: PLTDecoderLayer(vllm_config, prefix), prefix=f"{prefix}.layers"
         )
-        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = Norm(config.hidden_size, eps=config.rms_norm_eps)
         self.first = self.layers[0].self_attn.attn.layer_name
         self.carry: Any = None
         if config.one_trip_decode and config.plt_num_loops > 1:
@@ -260,13 +279,14 @@ class PLTModel(nn.Module):
         residual = None
         for layer in self.layers:
             x, residual = layer(index, x, residual, positions, part)
-        normed, raw = self.norm(x, residual)
+        normed, raw, _ = self.norm.of_sum(x, residual)
         return normed, raw
 
     def _input(self, embeds: Tensor, state: Tensor) -> Tensor:
         """a * E + b * z, as a new tensor."""
         a, b = self.config.plt_emb_scale, self.config.plt_hidden_scale
-        return embeds * (1.0 if a is None else a) + state * (1.0 if b is None else b)
+        scaled = embeds if a is None else embeds * a
+        return torch.add(scaled, state, alpha=1.0 if b is None else b)
 
     def _handed_on(self, normed: Tensor, raw: Tensor) -> Tensor:
         """z: what the next pass and the next token read."""

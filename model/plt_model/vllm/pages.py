@@ -146,7 +146,9 @@ class Place:
     @classmethod
     def before(cls, common: CommonAttentionMetadata, size: int) -> Place:
         """Of the token before each request's first one in the batch."""
-        position = common.seq_lens - common.query_start_loc.diff() - 1
+        # Where all have one token, padding has 0, and ends at 0, too.
+        beyond = 2 if common.max_query_len == 1 else common.query_start_loc.diff() + 1
+        position = common.seq_lens - beyond
         at = position.clamp(min=0).long()
         block = common.block_table_tensor.gather(1, (at // size)[:, None])[:, 0]
         return cls(block.long(), at % size, (position >= 0)[:, None])
@@ -197,12 +199,13 @@ class Carry(nn.Module):
     def read(self, index: int, places: CarryPlaces) -> Tensor:
         """Pass `index`'s output of the token before each request's first one [N, D]."""
         pieces = [pages.get(place) for pages, (place, _) in self._of_pass(index, places)]
-        return (pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1))[:, : self.width]
+        wide = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+        return wide if wide.shape[1] == self.width else wide[:, : self.width]
 
     def write(self, index: int, states: Tensor, places: CarryPlaces) -> None:
         """Keep pass `index`'s outputs [T, D] of all tokens of the part."""
-        flat = pad(states, (0, self.each * self.capacity - self.width))
-        pieces = torch.split(flat, self.capacity, dim=1)
+        missing = self.each * self.capacity - self.width
+        pieces = (pad(states, (0, missing)) if missing else states).chunk(self.each, dim=1)
         for piece, (pages, (_, place)) in zip(pieces, self._of_pass(index, places), strict=True):
             pages.put(piece, place)
 
