@@ -27,6 +27,16 @@ from plt_model.loading import load_model
 Mode = Literal["plt", "sequential"]
 
 SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "vocab_size": 256,
+        "hidden_size": 64,
+        "intermediate_size": 176,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "plt_window_size": [32, 0],
+    },
     "small": {
         "vocab_size": 512,
         "hidden_size": 128,

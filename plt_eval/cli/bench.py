@@ -16,7 +16,7 @@ app = typer.Typer(
 )
 
 Shape = Annotated[
-    str | None, typer.Option(help="Random weights of a shape: small, medium (default, 40M parameters) or 7b.")
+    str | None, typer.Option(help="Random weights of a shape: tiny, small, medium (default, 40M parameters) or 7b.")
 ]
 Model = Annotated[str | None, typer.Option(help="A checkpoint folder or a bundled model in place of --shape.")]
 Loops = Annotated[str, typer.Option(help="Loop counts, as 2 or 1,2,4 or 1-4; 1 is always among them.")]
@@ -196,8 +196,8 @@ def diagnose(
     shape: Annotated[
         str | None,
         typer.Option(
-            help="Random weights of a shape: small, medium (default), 7b, or paper: the paper's attention shape, made "
-            "to fit a laptop."
+            help="Random weights of a shape: tiny, small, medium (default), 7b, or paper: the paper's attention shape, "
+            "made to fit a laptop."
         ),
     ] = None,
     model: Model = None,

@@ -1,8 +1,8 @@
 """The measurements of this machine's CPU, in less than a minute: `plt-eval estimate --calibrate`.
 
-Real parts at two shapes of random weights: decode sessions, prompts, training steps, and the start of a process; Muon's
-step at two matrices. What estimates for --gpu cpu rest on from then on. On a machine that others use it measures what
-they leave.
+Real parts at shapes of random weights: decode sessions and prompts at two, training steps at three; the start of a
+process, and Muon's step at two matrices. What estimates for --gpu cpu rest on from then on. On a machine that others
+use it measures what they leave.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ SHAPES, LOOPS, BATCHES = ("small", "medium"), (1, 2, 4), (1, 8)
 SHORT, LONG, PROMPT = 2, 10, 32
 """New tokens of two runs of a session: a step is a part of their difference. Tokens of their prompts."""
 READ = {"small": (32, 256), "medium": (256,)}
-TRAINED = {"small": (8, 128), "medium": (1, 128)}
-"""(batch, length) of a training step."""
+TRAINED, TRAINED_LENGTH = {"tiny": (1, 8), "small": (8,), "medium": (1,)}, 128
+"""Sequences of a training step by shape, and their length."""
 MUON = (64, 256)
 """Sides of square matrices for Muon."""
 TRIES = 2
@@ -46,23 +46,26 @@ def calibrate(console: Console, *, clock: Clock = time.perf_counter) -> Measured
     cpu = torch.device("cpu")
     began = datetime.now(UTC)
     with BenchProgress(console, "calibrate") as progress, torch.random.fork_rng(devices=[]):
-        progress.expect(len(SHAPES) * len(LOOPS) * (len(BATCHES) + 2) + 4)
+        a_loop_count = len(SHAPES) * (len(BATCHES) + 1) + sum(map(len, TRAINED.values()))
+        progress.expect(len(LOOPS) * a_loop_count + 4)
         bandwidth = measure_bandwidth(cpu, clock=clock).bytes_per_second
         progress.did("the memory")
         flops = _matrix_product(clock)
         progress.did("a matrix product")
         decode, prefill, train = list[Point](), list[Point](), list[Point]()
-        for name in SHAPES:
+        for name in TRAINED:
             family = Family.random(name, dtype=torch.float32, device=cpu, seed=0)
             family.attention(None)
             for loops in LOOPS:
-                for batch in BATCHES:
-                    decode.append(_decode(family, name, loops, batch, clock))
-                    progress.did(f"decoding, {name} R={loops}")
-                prefill += [_prefill(family, name, loops, length, clock) for length in READ[name]]
-                progress.did(f"reading, {name} R={loops}")
-                train.append(_train(family, name, loops, clock))
-                progress.did(f"training, {name} R={loops}")
+                if name in SHAPES:
+                    for batch in BATCHES:
+                        decode.append(_decode(family, name, loops, batch, clock))
+                        progress.did(f"decoding, {name} R={loops}")
+                    prefill += [_prefill(family, name, loops, length, clock) for length in READ[name]]
+                    progress.did(f"reading, {name} R={loops}")
+                for batch in TRAINED[name]:
+                    train.append(_train(family, name, loops, batch, clock))
+                    progress.did(f"training, {name} R={loops}")
         muon = tuple(MuonPoint(rows=side, columns=side, seconds=_muon(side, clock)) for side in MUON)
         progress.did("Muon")
         starts = sorted(_timed(_start, clock) for _ in range(TRIES))
@@ -129,9 +132,8 @@ def _prefill(family: Family, name: str, loops: int, length: int, clock: Clock) -
     return _point(name, loops, 1, length, [_timed(lambda: read_prompt(model, ids), clock) for _ in range(TRIES)])
 
 
-def _train(family: Family, name: str, loops: int, clock: Clock) -> Point:
-    batch, length = TRAINED[name]
-    model, ids = family.model(loops), prompt(length, family.config.vocab_size, seed=0, batch=batch)
+def _train(family: Family, name: str, loops: int, batch: int, clock: Clock) -> Point:
+    model, ids = family.model(loops), prompt(TRAINED_LENGTH, family.config.vocab_size, seed=0, batch=batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
 
     def step() -> None:
@@ -140,7 +142,7 @@ def _train(family: Family, name: str, loops: int, clock: Clock) -> Point:
         optimizer.zero_grad(set_to_none=True)
 
     step()
-    return _point(name, loops, batch, length, [_timed(step, clock) for _ in range(TRIES)])
+    return _point(name, loops, batch, TRAINED_LENGTH, [_timed(step, clock) for _ in range(TRIES)])
 
 
 def _muon(side: int, clock: Clock) -> float:

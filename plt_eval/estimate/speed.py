@@ -4,9 +4,12 @@ A decoding step of N texts at R loops takes
 
     x * max(bytes to read / bandwidth, FLOPs / rate) + L * (a + b [R > 1] + c (R - 1) N) + d N
 
-and a prompt, or a training step, FLOPs / rate + e L R. `bandwidth` is that of a streaming read, `rate` what reading
-prompts reached. x, a, ..., e are fitted by least squares of relative errors, none below 0 (x not below 1). The
-measurements over what was fitted give the range.
+a prompt FLOPs / rate + e L R, and a training step of T tokens and P parameters that AdamW moves
+
+    FLOPs / rate + L R (e + f T) + g P
+
+`bandwidth` is that of a streaming read, `rate` what reading prompts reached. x, a, ..., g are fitted by least squares
+of relative errors, none below 0 (x not below 1). The measurements over what was fitted give the range.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from plt_eval.estimate.constants import DeviceRecord, Measured, MuonPoint, Point, Range
 from plt_eval.estimate.memory import element_size, slot, weights_read
@@ -134,22 +138,23 @@ class Speed:
 
     @cached_property
     def training(self) -> Fit:
-        """Of a step: (share of the peak's time, passes through layers)."""
+        """Of a step: see training_row."""
         points = self.measured.train
-        work = [training_flops(Shape.named(p.shape).at(p.loops), p.context) * p.batch * p.context for p in points]
-        return fit(_work_rows(work, points, self.measured.flops), points)
+        rows = []
+        for p in points:
+            shape = Shape.named(p.shape)
+            rows.append(training_row(shape, p.loops, p.context, p.batch, shape.parameters, peak=self.measured.flops))
+        if len({point.shape for point in points}) == 1:  # it cannot tell them apart
+            rows = [(row[0], 0.0, 0.0, 0.0) for row in rows]
+        return fit(rows, points)
 
     def muon(self, shape: Shape) -> float | None:
         """Seconds of Muon's step for the layers' matrices: q + p FLOPs each; None where it was not measured."""
         points = self.measured.muon
         if not points:
             return None
-        rows = [(1.0, _muon_flops(point.rows, point.columns)) for point in points]
-        sizes = [
-            weight.shape for name, weight in shape.model(1).named_parameters() if is_matrix_of_a_layer(name, weight)
-        ]
-        each = fit(rows, points)
-        return sum(each((1.0, _muon_flops(*size))) for size in sizes)
+        each = fit([(1.0, _muon_flops(point.rows, point.columns)) for point in points], points)
+        return sum(each((1.0, _muon_flops(*size))) for size in matrices(shape))
 
     def utilisation(self) -> Range:
         """Share of the peak in training, of the model's own FLOPs: not measured at the size of interest, so between
@@ -158,6 +163,20 @@ class Speed:
         fast = 1 / max(self.reading.coefficients[0], 1e-9) / self.reading.low
         low, high = sorted((slow, fast))
         return Range(low=low, middle=(low * high) ** 0.5, high=high)
+
+
+def matrices(shape: Shape) -> list[torch.Size]:
+    """Those that Muon moves, where it does."""
+    return [weight.shape for name, weight in shape.model(1).named_parameters() if is_matrix_of_a_layer(name, weight)]
+
+
+def training_row(
+    shape: Shape, loops: int, length: int, batch: int, by_adamw: int, *, peak: float, turns: int = 1
+) -> Row:
+    """(share of the peak's time, passes through layers, tokens through layers, parameters that AdamW moves)."""
+    config, tokens = shape.at(loops), batch * length
+    layers = loops * config.num_hidden_layers
+    return training_flops(config, length) * tokens / peak, turns * layers, layers * tokens, by_adamw
 
 
 def prompt_flops(shape: Shape, loops: int, length: int) -> float:
@@ -202,4 +221,4 @@ def _step_row(shape: Shape, loops: int, batch: float, roof: float) -> Row:
     return roof, layers, layers * (loops > 1), layers * (loops - 1) * batch, batch
 
 
-__all__ = ["Fit", "Speed", "fit", "prompt_flops", "roofs", "step_flops"]
+__all__ = ["Fit", "Speed", "fit", "prompt_flops", "roofs", "step_flops", "training_row"]

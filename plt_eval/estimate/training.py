@@ -8,7 +8,7 @@ from plt_eval.errors import UserError
 from plt_eval.estimate.constants import Range, load_constants
 from plt_eval.estimate.memory import GIB, TrainingMemory, training_memory
 from plt_eval.estimate.shapes import Shape
-from plt_eval.estimate.speed import Speed
+from plt_eval.estimate.speed import Speed, matrices, training_row
 from plt_model.training.flops import training_flops
 from plt_model.training.recipe import Recipe
 from plt_model.training.run import TrainingError, check_sharding, split_batch
@@ -17,8 +17,8 @@ FREE = 0.92
 """Of a GPU's memory: the rest is CUDA's, its libraries' and torch's fragments'. Assumed, not measured."""
 
 
-RECIPES_TOOK = 1.7
-"""On a CPU: of what calibration's bare steps come to, the most that trainings by a recipe took (docs/scaling.md)."""
+RECIPES_TOOK = (0.85, 1.4)
+"""On a CPU: of what is predicted, the least and the most that a training by a recipe takes (docs/scaling.md)."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def estimate_training(plan: TrainingPlan, loops: int) -> TrainingEstimate:
     shape = recipe_shape(recipe)
     flops = training_flops(shape.at(loops), recipe.sequence_length) * recipe.batch_tokens
     memory = training_memory(shape, recipe, loops, world, sharded=plan.sharded)
-    seconds = _step_seconds(plan, shape, loops, flops)
+    seconds = _step_seconds(plan, shape, loops, flops, turns)
     wall = _times(seconds, recipe.steps)
     traffic = _traffic(plan, shape, loops, turns)
     fits = None if plan.on_cpu else memory.total <= FREE * (plan.speed.device.memory_gib or 0) * GIB
@@ -96,15 +96,18 @@ def recipe_shape(recipe: Recipe) -> Shape:
     return Shape.of_config(recipe.name, recipe.config(1))
 
 
-def _step_seconds(plan: TrainingPlan, shape: Shape, loops: int, flops: float) -> Range:
+def _step_seconds(plan: TrainingPlan, shape: Shape, loops: int, flops: float, turns: int) -> Range:
     speed, peak = plan.speed, plan.speed.device.flops * plan.world
     if plan.utilisation is not None:
         return Range.exactly(flops / (peak * plan.utilisation))
     if plan.on_cpu:
-        row = flops / peak, loops * shape.at(1).num_hidden_layers
+        recipe, with_muon = plan.recipe, plan.recipe.optimizer.kind == "muon"
+        by_adamw = shape.parameters - (sum(size.numel() for size in matrices(shape)) if with_muon else 0)
+        row = training_row(shape, loops, recipe.sequence_length, recipe.batch, by_adamw, peak=peak, turns=turns)
         middle, besides = speed.training(row), load_constants().trainer.value + _muon(plan, shape)
         low, high = (middle * end + besides for end in (speed.training.low, speed.training.high))
-        return Range(low=low, middle=middle + besides, high=max(high, RECIPES_TOOK * (middle + besides)))
+        all_of_it, (least, most) = middle + besides, RECIPES_TOOK
+        return Range(low=min(low, least * all_of_it), middle=all_of_it, high=max(high, most * all_of_it))
     again = 4 / 3 if plan.recipe.gradient_checkpointing else 1.0
     reached = speed.utilisation()
     low, middle, high = (again * flops / (peak * share) for share in (reached.high, reached.middle, reached.low))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -21,17 +22,19 @@ from plt_eval.bench.floor import kv_bytes
 from plt_eval.cli.main import main
 from plt_eval.cluster.orders import DOCKER
 from plt_eval.errors import UserError
+from plt_eval.estimate.calibrate import LOOPS, TRAINED
 from plt_eval.estimate.constants import MuonPoint, Point, Range, calibration_file, load_constants
 from plt_eval.estimate.evaluation import Plan, RunEstimate, estimate_run, total_wall
 from plt_eval.estimate.memory import GIB, pages, sequences_that_fit, slot, training_memory, weights_on_disk
 from plt_eval.estimate.shapes import Shape
 from plt_eval.estimate.speed import Speed, fit, prompt_flops, step_flops
 from plt_eval.estimate.tokens import tokens_of
-from plt_eval.estimate.training import TrainingPlan, estimate_training
+from plt_eval.estimate.training import TrainingPlan, estimate_training, recipe_shape
 from plt_eval.estimate.workload import Asked, Workload, workloads
 from plt_model import PLTCache, PLTConfig, PLTForCausalLM
 from plt_model.decode.cache import StaticCache
-from plt_model.training.flops import forward_flops
+from plt_model.training.flops import forward_flops, training_flops
+from plt_model.training.optimizers import is_matrix_of_a_layer
 from plt_model.training.recipe import Optimizer, load_recipe
 from plt_model.training.run import TrainingError
 
@@ -472,6 +475,37 @@ def test_muon_and_the_trainer_are_part_of_a_step_on_a_cpu() -> None:
     assert without > load_constants().trainer.value
     old = training(recipe=recipe, machines=1, gpus=1, sharded=False)
     assert any("Muon" in note for note in estimate_training(old, 2).notes)
+
+
+def test_a_step_on_a_cpu_is_told_by_steps_of_other_models() -> None:
+    """A machine with a known rate, time a call, a token's and a parameter's: what it takes is found by steps of three
+    models, for a fourth one that learns in two turns, and with Muon is AdamW's for the rest alone."""
+    times = (1e-11, 2e-3, 3e-6, 2e-9)
+
+    def took(shape: Shape, loops: int, length: int, batch: int, by_adamw: int, turns: int = 1) -> float:
+        config, tokens = shape.at(loops), length * batch
+        layers = loops * config.num_hidden_layers
+        parts = training_flops(config, length) * tokens, layers * turns, layers * tokens, by_adamw
+        return sum(time * part for time, part in zip(times, parts, strict=True))
+
+    points = []
+    for name, loops in itertools.product(TRAINED, LOOPS):
+        shape = Shape.named(name)
+        for batch in TRAINED[name]:
+            seconds = took(shape, loops, 128, batch, shape.parameters)
+            points.append(Point(shape=name, dtype="float32", loops=loops, batch=batch, context=128, seconds=seconds))
+    changes = {"train": tuple(points), "flops": 2e11, "muon": ()}
+    measured = load_constants().measured["h200"].model_copy(update=changes)
+    cpu = load_constants().devices["h200"].model_copy(update={"memory_gib": None, "flops": 2e11})
+    recipe = load_recipe("quick").model_copy(update={"micro_batch": 4})
+    shape = recipe_shape(recipe)
+    matrices = sum(w.numel() for n, w in shape.model(1).named_parameters() if is_matrix_of_a_layer(n, w))
+    plan = training(recipe=recipe, speed=Speed(cpu, measured), machines=1, gpus=1, sharded=False)
+    for loops in (1, 2, 3):
+        found = estimate_training(plan, loops).step_seconds
+        expected = took(shape, loops, 128, 8, shape.parameters - matrices, turns=2) + load_constants().trainer.value
+        assert found.middle == pytest.approx(expected, rel=1e-6)
+        assert found.low < found.middle < found.high
 
 
 def test_the_state_is_shared_out_and_does_not_grow_with_loops() -> None:
