@@ -27,9 +27,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from plt_eval.errors import UserError
+
+if TYPE_CHECKING:
+    from plt_eval.engines.checkpoint import ServedModel
 
 FAILURES = 3
 """Failures in a row after which an endpoint is down, and refusals of what others took after which it is out."""
@@ -43,6 +47,12 @@ RATE_OVER = 50
 
 LOOPS_HEADER = "X-PLT-Loops"
 """Of an answer of our own servers: how many loops the model runs."""
+
+
+def served_identity(model: str, checkpoint: ServedModel | None) -> dict[str, Any]:
+    """What a run's identity says of the model that endpoints call `model`: no more than that, or what it is by the
+    user's word, too."""
+    return {"model": model} if checkpoint is None else {**checkpoint.identity(), "api_model": model}
 
 
 class Closed(Exception):

@@ -27,6 +27,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -40,7 +41,15 @@ from plt_eval.engines.base import (
     ToolMessage,
     first_stop,
 )
-from plt_eval.engines.endpoints import LOOPS_HEADER, Closed, Endpoint, Endpoints, checked_endpoints, served_name
+from plt_eval.engines.endpoints import (
+    LOOPS_HEADER,
+    Closed,
+    Endpoint,
+    Endpoints,
+    checked_endpoints,
+    served_identity,
+    served_name,
+)
 from plt_eval.errors import UserError, one_line
 from plt_eval.records import storable
 from plt_eval.workers import as_completed
@@ -139,8 +148,7 @@ class OpenAIEngine:
     def identity(self) -> dict[str, Any]:
         """The server does not say which weights it holds: the addresses and the model's name must do, or the name and
         the checkpoint that the user vouches for."""
-        of_model = {"model": self._model} if self._checkpoint is None else self._checkpoint.identity()
-        return {**of_model, "endpoint": self._served, "api": self._api}
+        return {**served_identity(self._model, self._checkpoint), "endpoint": self._served, "api": self._api}
 
     def facts(self) -> dict[str, str]:
         """The server does not say how it computes. Where the identity does not say it: who was asked."""
@@ -169,6 +177,15 @@ class OpenAIEngine:
             raise UserError(f"{self._served}: log-likelihoods need --api completions, not {self._api}")
         self._look()
         yield from as_completed(self._likelihood, requests, workers=self._workers(requests))
+
+    def check_served(self) -> None:
+        """Ask each endpoint what it serves. Raises UserError for one that says that it runs another loop count than
+        `checkpoint`; one that is not there says nothing."""
+        import httpx
+
+        for endpoint in self._endpoints.all:
+            with suppress(httpx.RequestError):
+                self._models(endpoint)
 
     def close(self) -> None:
         """Ends waits between retries, closes connections, and tells what each of several endpoints has done."""
@@ -369,12 +386,13 @@ class OpenAIEngine:
         """Servers of ours say how many loops the model runs. Raises UserError where the record would say otherwise."""
         if told is None:
             return
-        runs = f"{endpoint.url} runs R={one_line(told, 20)}"
+        told = one_line(told, 20)
+        runs = f"{endpoint.url} runs R={told}"
         if self._checkpoint is None:
             with self._lock:
                 new, self._told_loops = not self._told_loops, True
             if new:
-                self._notify(f"{runs}: --model FOLDER --loops R puts into the record what is served")
+                self._notify(f"{runs}: `plt-eval run --model FOLDER --loops {told}` records what is served")
         elif told != str(self._checkpoint.loops):
             raise UserError(f"{runs}, expected R={self._checkpoint.loops}: --loops says so, or the checkpoint")
 

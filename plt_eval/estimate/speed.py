@@ -144,9 +144,18 @@ class Speed:
         for p in points:
             shape = Shape.named(p.shape)
             rows.append(training_row(shape, p.loops, p.context, p.batch, shape.parameters, peak=self.measured.flops))
-        if len({point.shape for point in points}) == 1:  # it cannot tell them apart
+        shapes = len({point.shape for point in points})
+        if shapes == 1:  # it cannot tell them apart
             rows = [(row[0], 0.0, 0.0, 0.0) for row in rows]
+        elif not self.tokens_told:
+            rows = [(row[0], row[1], 0.0, 0.0) for row in rows]
         return fit(rows, points)
+
+    @property
+    def tokens_told(self) -> bool:
+        """Whether training steps of one shape with different numbers of tokens were measured."""
+        points = self.measured.train
+        return len({(p.shape, p.batch * p.context) for p in points}) > len({p.shape for p in points})
 
     def muon(self, shape: Shape) -> float | None:
         """Seconds of Muon's step for the layers' matrices: q + p FLOPs each; None where it was not measured."""

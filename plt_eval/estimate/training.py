@@ -146,6 +146,8 @@ def _notes(plan: TrainingPlan, shape: Shape) -> list[str]:
     if plan.recipe.optimizer.kind == "muon" and plan.utilisation is None and not plan.speed.measured.muon:
         again = ": run --calibrate again" if plan.on_cpu else ""
         notes.append(f"Muon's own work is not in the times: it was not measured there{again}")
+    if plan.on_cpu and not plan.speed.tokens_told:
+        notes.append("training was measured with one number of tokens only: run --calibrate again")
     if not plan.speed.device.own:
         notes.append(f"times on {plan.speed.device.name} are extrapolated by the data sheets")
     if plan.world > 1:

@@ -15,6 +15,7 @@ then the newest."""
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -192,8 +193,8 @@ def comparable_runs(runs: Sequence[Run], notes: list[str]) -> dict[str, dict[int
     def same(run: Run) -> Hashable:
         mine = run.manifest.identity
         decoding = (*mine.decoding.model_dump().values(), mine.n_samples)
-        mode = mine.engine_identity.get("loop_mode")
-        return (mine.suite_version, mine.data_sha256, mine.prompts_sha256, mine.problems, decoding, str(mode))
+        asked = json.dumps([mine.engine_identity.get(name) for name in ("loop_mode", "api", "agent")], sort_keys=True)
+        return (mine.suite_version, mine.data_sha256, mine.prompts_sha256, mine.problems, decoding, asked)
 
     by_suite: dict[str, list[Run]] = defaultdict(list)
     for run in runs:

@@ -61,6 +61,7 @@ REFUSED = {
         "--uds": "the server listens at --host and --port here",
         "--headless": "without an address the server could not be asked",
         "--config": "give what is in the file as options, here or before --",
+        "--hf-config-path": "the configuration is that in --model; what shall differ goes into --hf-overrides",
     },
     "transformers": dict.fromkeys(_OURS, "has no effect, as requests are read and decoded by our own engine"),
 }
@@ -85,6 +86,10 @@ class ServeOptions:
     tensor_parallel: int | None = None
     max_model_len: int | None = None
     rest: tuple[str, ...] = ()
+
+
+PLT = "iquestpltcoder"
+"""A PLT's model_type. (That of PLTConfig, whose import takes seconds.)"""
 
 
 class Stopped(Exception):
@@ -209,15 +214,18 @@ def _vllm_module(options: ServeOptions, resolved: ResolvedModel, folder: Path) -
 
 
 def _loops(options: ServeOptions, resolved: ResolvedModel) -> int | None:
-    """How many loops will run; None for what is no PLT, and where the user has vLLM change the configuration."""
-    if any(re.match(r"--hf[-_]overrides\b", word) for word in options.rest):
+    """How many loops will run, where that is known: None for what is no PLT, where the user has vLLM change the
+    configuration, and where neither --loops nor config.json says it."""
+    if _is_given("--hf-overrides", options):
         return None
     try:
         told = json.loads((resolved.folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    own = told.get("plt_num_loops") if isinstance(told, dict) else None
-    return resolved.loops or own if isinstance(own, int) else None
+    if not isinstance(told, dict) or told.get("model_type") != PLT:
+        return None
+    own = told.get("plt_num_loops")
+    return resolved.loops or (own if isinstance(own, int) else None)
 
 
 def free_port(host: str, port: int) -> int:
@@ -256,16 +264,24 @@ def _check(options: ServeOptions, engine: str) -> None:
     name = options.served_model_name
     if name is not None and (not name.strip() or name.startswith("-")):
         raise UserError(f"--served-model-name {name!r}: expected a name")
-    # vLLM takes --max_model_len, too, and --hf-overrides.KEY VALUE.
-    names = {re.split(r"[=.]", word)[0].replace("_", "-") for word in options.rest}
     for theirs, ours in LAUNCHERS[engine].items():
-        if theirs in names:
+        if _is_given(theirs, options):
             raise UserError(f"{theirs} after --: give it before, as {ours}")
-    if engine == "vllm" and "--hf-overrides" in names and options.loops is not None:
+    if engine == "vllm" and _is_given("--hf-overrides", options) and options.loops is not None:
         raise UserError("--hf-overrides after -- would undo --loops: leave --loops out and put plt_num_loops into it")
     for theirs, why in REFUSED[engine].items():
-        if theirs in names:
+        if _is_given(theirs, options):
             raise UserError(f"{theirs} after --: {why}")
+
+
+def _is_given(name: str, options: ServeOptions) -> bool:
+    """Whether a server's option is among those after --. vLLM takes --max_model_len, too, --hf-overrides.KEY VALUE, and
+    beginnings of names."""
+    for word in options.rest:
+        given = re.split(r"[=.]", word)[0].replace("_", "-")
+        if given == name or (len(given) > len("--hf-") and name.startswith(given)):
+            return True
+    return False
 
 
 def _check_template(path: Path) -> None:

@@ -106,6 +106,7 @@ def run_terminal(
 
         def opened(folder: Path, waiting: Collection[str]) -> None:
             if waiting:
+                _check_served(model)
                 check_docker(suite.name)
                 notify(
                     f"{official.package} {suite.runner_version} does {len(waiting)} tasks, {limits.workers} at a time; "
@@ -114,6 +115,18 @@ def run_terminal(
             engine.folder = folder
 
         return [run(suite, data, engine, _no_sandbox, replace(named(settings), opened=opened), console=console)]
+
+
+def _check_served(model: AgentModel) -> None:
+    """Raises UserError for a server that says that it runs another loop count than `model.checkpoint`."""
+    from plt_eval.engines.openai import OpenAIEngine
+
+    if model.checkpoint is None:
+        return
+    with closing(
+        OpenAIEngine(endpoint=model.endpoint, model=model.name, api_key=model.key, checkpoint=model.checkpoint)
+    ) as engine:
+        engine.check_served()
 
 
 def check_docker(name: str) -> None:

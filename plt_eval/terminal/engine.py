@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from plt_benchmarks.terminal import QUIET, TerminalSuite, Trial, last_words, trial_detail
 from plt_eval.engines.base import Completion, GenerationRequest, Loglikelihood, LoglikelihoodRequest
+from plt_eval.engines.endpoints import served_identity
 from plt_eval.errors import UserError
 
 if TYPE_CHECKING:
@@ -91,9 +92,9 @@ class OfficialEngine:
             "wall_time_s": limits.wall_time,
             "test_timeout_s": limits.test_timeout,
         }
-        told = self._model.checkpoint
-        of_model = {"model": self._model.name} if told is None else told.identity()
-        return {**of_model, "endpoint": self._model.served, "api": "chat", "agent": agent}
+        model = self._model
+        served = served_identity(model.name, model.checkpoint)
+        return {**served, "endpoint": model.served, "api": "chat", "agent": agent}
 
     def facts(self) -> Mapping[str, str]:
         asked = {} if self._model.served == self._model.endpoint else {"endpoints": self._model.endpoint}

@@ -437,7 +437,7 @@ def test_what_an_endpoint_serves_is_recorded_as_of_an_engine_of_ours(cli: Cli, s
         assert (code, "R=3" in err) == (0, False)
     for run in list_runs(cli.results):
         found = run.manifest.identity.engine_identity
-        assert found == expected | {"endpoint": found["endpoint"], "api": "chat"}
+        assert found == expected | {"api_model": "m", "endpoint": found["endpoint"], "api": "chat"}
         assert run.manifest.run_id.startswith("sums-plt-tiny-r2-r3-")
 
 
@@ -468,7 +468,7 @@ def test_an_endpoint_that_serves_something_else_is_one_line(
 def test_a_server_that_tells_its_loops_says_how_to_record_them(cli: Cli, server: Server) -> None:
     server.loops, server.always = "2", good("8")
     code, _, err = cli.run(*endpoint(server)[1:])
-    assert (code, err.count(f"{server.url} runs R=2: --model FOLDER --loops R")) == (0, 1)
+    assert (code, err.count(f"{server.url} runs R=2: `plt-eval run --model FOLDER --loops 2` records")) == (0, 1)
     (run,) = list_runs(cli.results)
     assert run.manifest.identity.loops is None
 

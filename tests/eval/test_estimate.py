@@ -501,6 +501,11 @@ def test_a_step_on_a_cpu_is_told_by_steps_of_other_models() -> None:
     shape = recipe_shape(recipe)
     matrices = sum(w.numel() for n, w in shape.model(1).named_parameters() if is_matrix_of_a_layer(n, w))
     plan = training(recipe=recipe, speed=Speed(cpu, measured), machines=1, gpus=1, sharded=False)
+    older = measured.model_copy(update={"train": tuple(p for p in points if p.shape != "tiny")})
+    for kept, again in ((measured, False), (older, True)):
+        told = estimate_training(dataclasses.replace(plan, speed=Speed(cpu, kept)), 2).notes
+        assert any(note.endswith("with one number of tokens only: run --calibrate again") for note in told) == again
+    assert Speed(cpu, older).training.coefficients[2:] == (0.0, 0.0)
     for loops in (1, 2, 3):
         found = estimate_training(plan, loops).step_seconds
         expected = took(shape, loops, 128, 8, shape.parameters - matrices, turns=2) + load_constants().trainer.value

@@ -500,6 +500,16 @@ def test_signatures_have_own_and_published_numbers_in_blocks_of_their_own(result
     assert {*data[data["origin"] == "own"]["source"]} <= ids
 
 
+@pytest.mark.parametrize("others", [{"api": "chat"}, {"api": "completions", "agent": {"steps": 9}}])
+def test_runs_that_were_asked_otherwise_do_not_compare(tmp_path: Path, others: dict[str, Any]) -> None:
+    for loops in (1, 2):
+        evaluate(tmp_path, f"toy:r{loops}", loops, api="completions")
+    evaluate(tmp_path, "toy:r4", 4, **others)
+    found = collect(tmp_path)
+    assert [*found.runs["sums"]] == [1, 2]
+    assert any("left out" in note for note in found.notes)
+
+
 def test_benchmarks_of_evaluations_stand_by_loop_count(tmp_path: Path) -> None:
     for loops in (1, 2):
         evaluate(tmp_path, f"toy:r{loops}", loops)

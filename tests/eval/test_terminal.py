@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bad_server import Server
 from official_runner import harbor_row, tb_row, write_task
 
 from plt_benchmarks.protocols import SuiteError
 from plt_benchmarks.terminal import HARBOR, TB, TERMINAL, TERMINAL_2, UnreadableTrial, _harbor_trial, _tb_trial
 from plt_eval.cli.main import main
+from plt_eval.store import list_runs
 
 RECORDS = Path(__file__).parents[1] / "fixtures" / "terminal"
 ENDPOINT = ("--engine", "openai", "--endpoint", "http://127.0.0.1:9/v1", "--api-model", "some/model")
@@ -240,6 +242,23 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Machine:
     return Machine(tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("suite", ["terminal", "terminal-2"])
+def test_what_is_served_is_recorded_and_checked(machine: Machine, server: Server, suite: str) -> None:
+    machine.plan(one="resolved", two="resolved", three="resolved")
+    command = machine.command(suite, "--model", "plt-tiny:r2", "--loops", "3", "--json")
+    command[command.index("http://127.0.0.1:9/v1")] = server.url
+    server.models, server.loops = ["some/model"], "2"
+    code, _, err = machine.plt_eval(*command)
+    assert (code, f"{server.url} runs R=2, expected R=3" in err, machine.calls()) == (2, True, [])
+    server.loops = "3"
+    code, _, err = machine.plt_eval(*command)
+    assert code == 0, err
+    (run,) = list_runs(machine.root / "runs")
+    identity = run.manifest.identity.engine_identity
+    told = {name: identity[name] for name in ("model", "api_model", "loops")}
+    assert told == {"model": "plt-tiny:r2", "api_model": "some/model", "loops": 3}
 
 
 @pytest.mark.parametrize("suite", ["terminal", "terminal-2"])

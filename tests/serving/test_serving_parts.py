@@ -40,6 +40,7 @@ from plt_eval.serving.front import ASKED, MAX_BODY, Front
 from plt_eval.serving.settings import Settings
 from plt_eval.serving.transformers_server import CutQueue, Streamer, generate, utils
 from plt_eval.serving.writer import TokenScore, Writer
+from plt_model import PLTConfig
 from plt_model.tokenizer import byte_tokenizer
 
 # --- mistakes -------------------------------------------------------------------------------------------
@@ -171,14 +172,14 @@ def test_vllm_gets_model_loops_and_numbers(tmp_path: Path, monkeypatch: pytest.M
     assert "sk-1" not in " ".join(words)
 
 
-@pytest.mark.parametrize("word", ["--hf-overrides", "--hf_overrides", "--hf-overrides.plt_num_loops"])
+@pytest.mark.parametrize("word", ["--hf-overrides", "--hf_overrides", "--hf-overrides.plt_num_loops", "--hf-over"])
 def test_overrides_of_ones_own_exclude_loops(word: str) -> None:
     options = ServeOptions(model="plt-tiny:r2", loops=2, rest=(word, "{}"))
     with pytest.raises(UserError, match="--hf-overrides"):
         command._check(options, "vllm")
 
 
-@pytest.mark.parametrize("word", ["--hf-overrides", "--hf_overrides", "--hf-overrides.plt_num_loops"])
+@pytest.mark.parametrize("word", ["--hf-overrides", "--hf_overrides", "--hf-overrides.plt_num_loops", "--hf-over"])
 def test_loops_that_are_not_known_are_not_told(word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_start, "check_installed", lambda _: None)
     model = resolve_model("plt-tiny:r2")
@@ -190,7 +191,24 @@ def test_loops_that_are_not_known_are_not_told(word: str, tmp_path: Path, monkey
         assert ("--model plt-tiny:r2 --loops 2 " in command._ready(options, model, launch)) == (told is not None)
 
 
-@pytest.mark.parametrize("word", ["--ssl-keyfile=key.pem", "--ssl_ciphers", "--uds", "--headless", "--config"])
+def test_only_a_plt_has_loops_to_tell(tmp_path: Path) -> None:
+    assert PLTConfig.model_type == command.PLT
+    options = ServeOptions(model=str(tmp_path))
+    for config, loops, told in (
+        ({"model_type": command.PLT, "plt_num_loops": 2}, None, 2),
+        ({"model_type": command.PLT, "plt_num_loops": 2}, 4, 4),
+        ({"model_type": command.PLT}, 3, 3),
+        ({"model_type": command.PLT}, None, None),
+        ({"model_type": "llama", "plt_num_loops": 2}, None, None),
+        ([], None, None),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert command._loops(options, resolve_model(str(tmp_path), loops)) == told
+
+
+@pytest.mark.parametrize(
+    "word", ["--ssl-keyfile=key.pem", "--ssl_ciphers", "--uds", "--headless", "--config", "--hf-config-path"]
+)
 def test_options_by_which_the_server_could_not_be_asked(word: str) -> None:
     with pytest.raises(UserError, match=f"{word.split('=')[0].replace('_', '-')} after --: "):
         command._check(ServeOptions(model="plt-tiny:r2", rest=(word,)), "vllm")

@@ -45,24 +45,24 @@ class Normed(NamedTuple):
     unit: Tensor | None
 
 
-class Norm(RMSNorm):
-    """vLLM's, but for a CPU, for which it has no kernel: ten calls of torch, and calls make up a small model's step."""
+def make_norm(config: Any) -> RMSNorm:
+    norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+    norm.floor = torch.tensor(config.rms_norm_eps, dtype=torch.float32, device="cpu")
+    return norm
 
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__(size, eps=eps)
-        self.floor = torch.tensor(eps, dtype=torch.float32, device="cpu")
 
-    def of_sum(self, hidden: Tensor, residual: Tensor | None) -> Normed:
-        """Where it is vLLM's, `residual` may become the sum."""
-        if hidden.device.type != "cpu" or hidden.dtype != torch.float32:
-            if residual is None:
-                return Normed(self(hidden), hidden, None)
-            normed, total = self(hidden, residual)
-            return Normed(normed, total, None)
-        total = hidden if residual is None else hidden + residual
-        length = torch.linalg.vector_norm(total, dim=-1, keepdim=True)
-        unit = total * torch.addcmul(self.floor, length, length, value=1 / total.shape[1]).rsqrt_()
-        return Normed(unit * self.weight, total, unit)
+def norm_of_sum(norm: RMSNorm, hidden: Tensor, residual: Tensor | None) -> Normed:
+    """As vLLM has it, where `residual` may become the sum; but not on a CPU, for which it has no kernel: ten calls of
+    torch, and calls make up a small model's step."""
+    if hidden.device.type != "cpu" or hidden.dtype != torch.float32:
+        if residual is None:
+            return Normed(norm(hidden), hidden, None)
+        normed, total = norm(hidden, residual)
+        return Normed(normed, total, None)
+    total = hidden if residual is None else hidden + residual
+    length = torch.linalg.vector_norm(total, dim=-1, keepdim=True)
+    unit = total * torch.addcmul(norm.floor, length, length, value=1 / total.shape[1]).rsqrt_()
+    return Normed(unit * norm.weight, total, unit)
 
 
 class PLTGate(nn.Module):
@@ -78,7 +78,7 @@ class PLTGate(nn.Module):
         for parameter in (self.weight, self.bias):
             set_weight_attrs(parameter, {"weight_loader": sharded_weight_loader(0)})
         if self.of_input:
-            self.gate_norm = Norm(config.hidden_size, eps=config.rms_norm_eps)
+            self.gate_norm = make_norm(config)
 
     def forward(self, x: Normed, q: Tensor, start: int = 0) -> Tensor:
         """Of the rows [start:] of a layer's input and q [T, H * K] -> [T - start, H, 1]."""
@@ -213,19 +213,19 @@ class PLTDecoderLayer(nn.Module):
             bias=config.mlp_bias,
             prefix=f"{prefix}.mlp",
         )
-        self.input_layernorm = Norm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = Norm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = make_norm(config)
+        self.post_attention_layernorm = make_norm(config)
 
     def forward(
         self, index: int | None, hidden: Tensor, residual: Tensor | None, positions: Tensor, part: Part
     ) -> tuple[Tensor, Tensor]:
         """Pass `index`, or (None) all passes as rows. The layer's input is hidden + residual, as vLLM's norms add."""
-        x = self.input_layernorm.of_sum(hidden, residual)
+        x = norm_of_sum(self.input_layernorm, hidden, residual)
         if index is None:
             hidden = self.self_attn.all_passes(x, positions, part)
         else:
             hidden = self.self_attn.one_pass(index, x, positions, part)
-        hidden, residual, _ = self.post_attention_layernorm.of_sum(hidden, x.total)
+        hidden, residual, _ = norm_of_sum(self.post_attention_layernorm, hidden, x.total)
         return self.mlp(hidden), residual
 
 
@@ -245,7 +245,7 @@ class PLTModel(nn.Module):
         _, _, self.layers = make_layers(
             config.num_hidden_layers, lambda prefix: PLTDecoderLayer(vllm_config, prefix), prefix=f"{prefix}.layers"
         )
-        self.norm = Norm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = make_norm(config)
         self.first = self.layers[0].self_attn.attn.layer_name
         self.carry: Any = None
         if config.one_trip_decode and config.plt_num_loops > 1:
@@ -279,14 +279,13 @@ class PLTModel(nn.Module):
         residual = None
         for layer in self.layers:
             x, residual = layer(index, x, residual, positions, part)
-        normed, raw, _ = self.norm.of_sum(x, residual)
+        normed, raw, _ = norm_of_sum(self.norm, x, residual)
         return normed, raw
 
     def _input(self, embeds: Tensor, state: Tensor) -> Tensor:
         """a * E + b * z, as a new tensor."""
         a, b = self.config.plt_emb_scale, self.config.plt_hidden_scale
-        scaled = embeds if a is None else embeds * a
-        return torch.add(scaled, state, alpha=1.0 if b is None else b)
+        return (embeds if a is None else embeds * a) + (state if b is None else state * b)
 
     def _handed_on(self, normed: Tensor, raw: Tensor) -> Tensor:
         """z: what the next pass and the next token read."""
