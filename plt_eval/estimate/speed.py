@@ -144,12 +144,9 @@ class Speed:
         for p in points:
             shape = Shape.named(p.shape)
             rows.append(training_row(shape, p.loops, p.context, p.batch, shape.parameters, peak=self.measured.flops))
-        shapes = len({point.shape for point in points})
-        if shapes == 1:  # it cannot tell them apart
-            rows = [(row[0], 0.0, 0.0, 0.0) for row in rows]
-        elif not self.tokens_told:
-            rows = [(row[0], row[1], 0.0, 0.0) for row in rows]
-        return fit(rows, points)
+        one_shape = len({point.shape for point in points}) == 1
+        told = 1 if one_shape else 4 if self.tokens_told else 2  # more the points cannot tell apart
+        return fit([(*row[:told], *[0.0] * (4 - told)) for row in rows], points)
 
     @property
     def tokens_told(self) -> bool:

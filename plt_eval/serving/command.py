@@ -102,14 +102,15 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Launch:
-    """A server that can be started: its command line, what its environment has besides ours or without it (None), and
-    where it will be."""
+    """A server that can be started: its command line, what its environment has besides ours or without it (None),
+    where it will be, and how many loops it tells (None: it does not)."""
 
     engine: str
     command: tuple[str, ...]
     environment: Mapping[str, str | None]
     host: str
     port: int
+    loops: int | None = None
 
     @property
     def endpoint(self) -> str:
@@ -155,15 +156,17 @@ def _installed(package: str) -> bool:
 
 def plan(options: ServeOptions, resolved: ResolvedModel, engine: str, key: str | None, folder: Path) -> Launch:
     """How to start the server. `folder` takes what it reads besides the model. Raises UserError."""
-    port = free_port(options.host, options.port)
+    port, loops = free_port(options.host, options.port), _loops(options, resolved)
     make = _vllm_module if engine == "vllm" else _transformers_module
-    module = [*make(options, resolved, folder), "--host", options.host, "--port", str(port), *options.rest]
-    loops = _loops(options, resolved)
+    module = [*make(options, resolved, folder), "--host", options.host, "--port", str(port)]
+    if engine == "vllm" and loops is not None:  # the other server is ours, and adds it by itself
+        module += ["--middleware", "plt_eval.serving.asgi.LoopsTold"]
+    module += options.rest
     environment = {  # a key of the user's own shell was not asked for
         KEY_VARIABLES[engine]: key,
         LOOPS_VARIABLE: None if loops is None else str(loops),
     }
-    return Launch(engine, (sys.executable, "-P", "-m", *module), environment, options.host, port)
+    return Launch(engine, (sys.executable, "-P", "-m", *module), environment, options.host, port, loops)
 
 
 def _transformers_module(options: ServeOptions, resolved: ResolvedModel, _: Path) -> list[str]:
@@ -206,7 +209,6 @@ def _vllm_module(options: ServeOptions, resolved: ResolvedModel, folder: Path) -
         "--chat-template": options.chat_template,
         "--tensor-parallel-size": options.tensor_parallel,
         "--max-model-len": options.max_model_len or "auto",
-        "--middleware": None if _loops(options, resolved) is None else "plt_eval.serving.asgi.LoopsTold",
         "--kv-cache-memory-bytes": cpu_kv_bytes(options.tensor_parallel or 1) if device.type == "cpu" else None,
     }
     flags = [str(part) for pair in given.items() if pair[1] is not None for part in pair]
@@ -324,9 +326,8 @@ def _ready(options: ServeOptions, resolved: ResolvedModel, launch: Launch) -> st
         words += ["--api", "completions"]
     if options.api_key_env is not None:
         words += ["--api-key-env", options.api_key_env]
-    loops = _loops(options, resolved)
-    if loops is not None:
-        words += ["--model", options.model, "--loops", str(loops)]
+    if launch.loops is not None:
+        words += ["--model", options.model, "--loops", str(launch.loops)]
     return f"{name} is served at {endpoint} ({launch.engine}); ask it: {shlex.join(words)} --suite SUITE"
 
 

@@ -172,14 +172,17 @@ def test_vllm_gets_model_loops_and_numbers(tmp_path: Path, monkeypatch: pytest.M
     assert "sk-1" not in " ".join(words)
 
 
-@pytest.mark.parametrize("word", ["--hf-overrides", "--hf_overrides", "--hf-overrides.plt_num_loops", "--hf-over"])
+OVERRIDES = ["--hf-overrides", "--hf_overrides", "--hf-overrides.plt_num_loops", "--hf-over"]
+
+
+@pytest.mark.parametrize("word", OVERRIDES)
 def test_overrides_of_ones_own_exclude_loops(word: str) -> None:
     options = ServeOptions(model="plt-tiny:r2", loops=2, rest=(word, "{}"))
     with pytest.raises(UserError, match="--hf-overrides"):
         command._check(options, "vllm")
 
 
-@pytest.mark.parametrize("word", ["--hf-overrides", "--hf_overrides", "--hf-overrides.plt_num_loops", "--hf-over"])
+@pytest.mark.parametrize("word", OVERRIDES)
 def test_loops_that_are_not_known_are_not_told(word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_start, "check_installed", lambda _: None)
     model = resolve_model("plt-tiny:r2")
