@@ -172,6 +172,10 @@ def test_missing_pyarrow_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         list(read_instructions([path]))
 
 
+BROKEN_OFF = gzip.compress(b'{"prompt": "p", "completion": "c"}\n' * 9, mtime=0)[:-9]
+"""Without the time, which would give the test another name each second, and in each process that collects it."""
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -179,7 +183,7 @@ def test_missing_pyarrow_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("a.jsonl", b'{"prompt": "\xff"}', r"a\.jsonl:1: .*broken JSON"),
         ("a.jsonl", b"[" * 100_000, r"a\.jsonl:1: .*broken JSON"),
         ("a.jsonl.gz", b"no gzip", r"a\.jsonl\.gz: cannot be read after line 0"),
-        ("a.jsonl.gz", gzip.compress(b'{"prompt": "p", "completion": "c"}\n' * 9)[:-9], "cannot be read after line"),
+        ("a.jsonl.gz", BROKEN_OFF, "cannot be read after line"),
         ("a.parquet", b"no parquet", r"a\.parquet: expected a parquet file"),
         ("a.txt", b"", r"a\.txt: expected a file whose name ends in \.jsonl"),
         (".", None, "expected a file .* found a folder"),
