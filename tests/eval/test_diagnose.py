@@ -113,7 +113,8 @@ def test_the_manifest_says_what_was_measured(finished: Diagnosis) -> None:
     assert (manifest.total, manifest.done, manifest.tokens) == (11, 11, drawn.tokens)
     assert manifest.data.sha256 == manifest.identity.data_sha256 == drawn.sha256
     assert manifest.seconds == pytest.approx(sum(line.seconds for line in finished.samples()))
-    assert manifest.peak_memory_bytes is None or manifest.peak_memory_bytes > 0
+    # 0 where a process has enough to spare of what earlier tests took.
+    assert manifest.peak_memory_bytes is None or 0 <= manifest.peak_memory_bytes < 1 << 32
     assert [line.index for line in finished.samples()] == list(range(11))
     assert [line.sha256 for line in finished.samples()] == [sample.sha256 for sample in drawn.samples]
     assert manifest.sessions[0].packages["plt-eval"]
