@@ -1,13 +1,16 @@
-"""Which requests of a batch are decode rows, where a CUDA graph may be replayed and where none is."""
+"""Which requests of a batch are decode rows, where a CUDA graph may be replayed and where none is; what backends are
+told."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from test_speculative import NGRAM
 from vllm import EngineArgs
+from vllm.config import VllmConfig
 from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.kv_cache_interface import FullAttentionSpec
@@ -42,6 +45,23 @@ def test_a_token_after_a_block_of_this_step_is_a_decode_row_only_where_a_graph_a
     config.compilation_config.max_cudagraph_capture_size = largest
     # The first request's token is the last of a block, the second's the first after it.
     assert builder.build(0, batch([BLOCK, BLOCK + 1])).decodes == rows
+
+
+def test_builders_are_told_the_size_of_padded_heads() -> None:
+    made = []
+
+    def real(_spec: Any, _names: list[str], config: VllmConfig, _device: torch.device) -> SimpleNamespace:
+        made.append((config.model_config.get_head_size(), config.compilation_config))
+        return SimpleNamespace(reorder_batch_threshold=1)
+
+    ours = type("Ours", (SplitBuilder,), {"real": staticmethod(real)})
+    config = EngineArgs(str(CHECKPOINT), dtype="float32", skip_tokenizer_init=True).create_engine_config()
+    for size in (32, 48):
+        spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=2, head_size=size, dtype=torch.float32)
+        ours(spec, [], config, torch.device("cpu"))
+    assert [size for size, _ in made] == [32, 32, 48, 48]
+    assert all(compilation is config.compilation_config for _, compilation in made)
+    assert config.model_config.get_head_size() == 32
 
 
 def batch(lengths: list[int]) -> CommonAttentionMetadata:

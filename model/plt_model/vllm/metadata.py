@@ -9,6 +9,7 @@ fewer rows would share a trip, and all would be right.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar
@@ -113,6 +114,18 @@ def requests(common: CommonAttentionMetadata, start: int, stop: int, first: int,
 Build = Callable[[AttentionMetadataBuilder[Any] | None, CommonAttentionMetadata], Any]
 
 
+def with_head_size(vllm_config: VllmConfig, size: int | None) -> VllmConfig:
+    """A configuration whose model has heads of `size` numbers: that of the pages, where heads are padded. Triton's
+    builder takes the model's, and makes its buffers as large."""
+    model = vllm_config.model_config
+    if size is None or size == model.get_head_size():
+        return vllm_config
+    padded = copy(vllm_config)
+    padded.model_config = copy(model)
+    padded.model_config.get_head_size = lambda: size
+    return padded
+
+
 class SplitBuilder(AttentionMetadataBuilder[SplitMetadata]):
     """Has the backend's own builders (`real`) make the metadata of the parts that its layers read; without such a
     class, for the carry, the parts are cut and handed on."""
@@ -128,8 +141,9 @@ class SplitBuilder(AttentionMetadataBuilder[SplitMetadata]):
         roles = {vllm_config.compilation_config.static_forward_context[name].role for name in layer_names}
         self.role = roles.pop() if len(roles) == 1 else BOTH
         # One for each part that is read: a builder may keep what it builds in buffers of its own.
+        seen = with_head_size(vllm_config, getattr(kv_cache_spec, "head_size", None))
         self.builders = [
-            self.real(kv_cache_spec, layer_names, vllm_config, device) if self.real and self.role != other else None
+            self.real(kv_cache_spec, layer_names, seen, device) if self.real and self.role != other else None
             for other in (TRIPS, ROWS)
         ]
         asked = [builder.reorder_batch_threshold for builder in self.builders if builder is not None]

@@ -28,16 +28,25 @@ HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """What heads are padded to where an attention backend does not take their own size."""
 
 
+SHARES_NO_CACHE = ("FLEX_ATTENTION",)
+"""Attention backends in which no layer reads another one's cache. They take heads of any size, so vLLM falls back on
+them where no other does."""
+
+
 def padded_head_size(size: int, vllm_config: VllmConfig) -> int:
     """The smallest size from `size` on that both attention backends take, over everything and over a window."""
+    refused: set[str] = set()
     for candidate in (size, *(s for s in HEAD_SIZES if s > size)):
         try:
             backends = [real_backend(candidate, vllm_config, windowed) for windowed in (False, True)]
         except (ValueError, NotImplementedError):
             continue
-        if all(backend.supports_head_size(candidate) for backend in backends):
+        unfit = {backend.get_name() for backend in backends}.intersection(SHARES_NO_CACHE)
+        refused |= unfit
+        if not unfit and all(backend.supports_head_size(candidate) for backend in backends):
             return candidate
-    raise ValueError(f"head_dim is {size}: no attention backend of vLLM here takes it, padded or not")
+    but = f" ({', '.join(sorted(refused))} has no caches that layers share)" if refused else ""
+    raise ValueError(f"head_dim is {size}: no attention backend of vLLM here takes it, padded or not{but}")
 
 
 def real_backend(size: int, vllm_config: VllmConfig, windowed: bool) -> type[AttentionBackend]:
