@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +43,13 @@ from plt_eval.engines.vllm_start import (
     threads_kept,
 )
 from plt_model import PLTForCausalLM
+from plt_model.vllm.layout import PageLayers
+
+TOLD = 4
+"""Of how many texts of a batch the gates compare logits: vLLM hands them out number by number."""
+
+SPARE = 256
+"""Positions of the KV cache a text, beside its own: blocks begun, and those that vLLM keeps for itself."""
 
 KINDS = {"one": "R={loops}", "each": "R={loops}, trips"}
 """How a token's passes run -> the subject's name."""
@@ -176,9 +183,9 @@ class VLLMSubject:
                 dtype=str(family.dtype).removeprefix("torch."),
                 hf_overrides={"plt_num_loops": loops},
                 additional_config={"plt": {"trips": trips}},
-                kv_cache_memory_bytes=cpu_kv_bytes(most=1 << 29) if family.device.type == "cpu" else None,
                 max_logprobs=-1,
                 logprobs_mode="raw_logits",
+                **_memory(family, loops, options),
                 **options,
             )
             subject = cls(KINDS[trips].format(loops=loops), loops, trips, llm)
@@ -206,23 +213,31 @@ class VLLMSubject:
             self._step()
         return [list(self._outputs[name].outputs[0].token_ids) for name in self._order]
 
-    def write(self, prompts: Sequence[list[int]], tokens: int, **more: Any) -> list[list[int]]:
+    def write(self, prompts: Sequence[list[int]], tokens: int, told: Collection[int] = ()) -> list[list[int]]:
         """All of it: the prompts and `tokens` tokens after each."""
-        self._add(prompts, tokens, **more)
+        self._add(prompts, tokens, told)
         return self.finish()
 
     def forget(self) -> None:
         """Empty the prefix cache."""
         assert self.llm.llm_engine.reset_prefix_cache()
 
-    def _add(self, prompts: Sequence[list[int]], tokens: int, **more: Any) -> None:
+    def _add(self, prompts: Sequence[list[int]], tokens: int, told: Collection[int] = ()) -> None:
+        """`told`: which of them say their logits, too."""
         from vllm import SamplingParams
         from vllm.inputs.engine import tokens_input
 
         self._outputs.clear()
         self._order = []
-        for ids in prompts:
-            params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, detokenize=False, **more)
+        for number, ids in enumerate(prompts):
+            params = SamplingParams(
+                temperature=0.0,
+                max_tokens=tokens,
+                ignore_eos=True,
+                detokenize=False,
+                logprobs=-1 if number in told else None,
+                flat_logprobs=True,
+            )
             self._order.append(next(self._ids))
             self.llm.llm_engine.add_request(self._order[-1], tokens_input(ids), params)
 
@@ -233,14 +248,17 @@ class VLLMSubject:
     # --- gates ----------------------------------------------------------------------------------------
 
     def gates(self, setup: Setup, prompts: Sequence[list[int]]) -> list[Gate]:
-        """Logits of decoded tokens, and in float32 the tokens."""
+        """Logits of decoded tokens, of some of the texts that are decoded together, and in float32 all their tokens."""
         self.forget()
-        written = self.write(prompts, GATE_STEPS, logprobs=-1)
-        found = torch.stack([_logits(self._outputs[name].outputs[0].logprobs) for name in self._order])
+        count = len(prompts)
+        told = sorted({i * (count - 1) // (TOLD - 1) for i in range(TOLD)})
+        written = self.write(prompts, GATE_STEPS, told)
+        found = torch.stack([_logits(self._outputs[self._order[i]].outputs[0].logprobs) for i in told])
         wide = setup.family.wide()
         expected = _whole(wide.model(self.loops), prompts, written)
-        own = apart(_whole(setup.family.model(self.loops), prompts, written), expected)
-        gates = [Gate(f"{self.name}, logits", apart(found, expected), allowed(setup.family.dtype, own))]
+        own = _whole(setup.family.model(self.loops), prompts, written)
+        near = allowed(setup.family.dtype, apart(own[told], expected[told]))
+        gates = [Gate(f"{self.name}, logits", apart(found, expected[told]), near)]
         if wide is setup.family:
             best = expected.argmax(-1)
             gates.append(Gate(f"{self.name}, greedy tokens", different(torch.tensor(written), best), 0.0))
@@ -260,9 +278,26 @@ class VLLMSubject:
         ]
 
 
-def _logits(rows: Any) -> Tensor:
-    """[S, V] of vLLM's logprobs of every token, in the order of the vocabulary."""
-    return torch.tensor([[row[token].logprob for token in sorted(row)] for row in rows])
+def _memory(family: Family, loops: int, options: dict[str, Any]) -> dict[str, Any]:
+    """Engines stand side by side: each takes what its texts need, and on a GPU not a share of it, as vLLM would."""
+    if family.device.type == "cpu":
+        return {"kv_cache_memory_bytes": cpu_kv_bytes(most=1 << 29)}
+    config: Any = family.model(loops).config
+    layers = PageLayers.of(config, config.num_key_value_heads, config.head_dim)
+    each = 2 * config.num_key_value_heads * config.head_dim * family.dtype.itemsize
+    positions = options["max_num_seqs"] * (options["max_model_len"] + SPARE)
+    wanted = layers.full * (1 + layers.recent) * each * positions
+    return {"kv_cache_memory_bytes": wanted, "gpu_memory_utilization": 0.01}  # the latter is only asked for beside it
+
+
+def _logits(flat: Any) -> Tensor:
+    """[S, V] of vLLM's logprobs of every token, in the order of the vocabulary. (The token that was taken comes first,
+    and again in its place.)"""
+    tokens, values = torch.tensor(flat.token_ids), torch.tensor(flat.logprobs)
+    rows = torch.full((len(flat.start_indices), int(tokens.max()) + 1), float("nan"))
+    for row, first, last in zip(rows, flat.start_indices, flat.end_indices, strict=True):
+        row[tokens[first:last]] = values[first:last]
+    return rows
 
 
 @torch.no_grad()

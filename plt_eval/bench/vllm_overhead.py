@@ -14,6 +14,8 @@ import io
 from contextlib import closing
 from typing import Any
 
+import torch
+
 from plt_benchmarks.protocols import Prompt
 from plt_eval.bench.gates import Gate
 from plt_eval.bench.outcome import Outcome, Row, Setup, against, in_words, run_configuration, steps_of
@@ -42,6 +44,7 @@ def bench_overhead(setup: Setup, settings: VLLMSettings, requests: int) -> Outco
                     tokenizer="bytes",
                     batch_size=batch,
                     compile="off" if settings.eager else "auto",
+                    gpu_memory_utilization=_free_share(setup),
                     notify=lambda _: None,
                 )
                 engine.prompts.eos = ()  # every text is as long as asked for
@@ -49,6 +52,14 @@ def bench_overhead(setup: Setup, settings: VLLMSettings, requests: int) -> Outco
                 with closing(engine):
                     _configuration(outcome, setup, engine, where, requests, settings.tokens)
     return outcome
+
+
+def _free_share(setup: Setup) -> float | None:
+    """Of a GPU's memory, what the weights that the gates compare with leave."""
+    if setup.family.device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(setup.family.device)
+    return 0.9 * free / total
 
 
 def _configuration(
