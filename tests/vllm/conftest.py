@@ -23,6 +23,7 @@ SETTINGS = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "TRITON_F32_DEFAULT": "ieee",  # on a GPU Triton would multiply float32 as TF32
     # The shapes are tiny, and threads that wait for work by spinning slow everything else on a small machine.
     "OMP_NUM_THREADS": "1",
     "KMP_BLOCKTIME": "0",

@@ -66,7 +66,11 @@ def test_without_a_carry_a_prefix_hit_is_wrong(forgetful: tuple[int, Engine], me
 def test_a_trip_for_each_pass_says_the_same(loops: int, measured: Measured) -> None:
     told = texts(loops)
     names = ("long", "short", "even")
-    options = {"hf_overrides": {"plt_num_loops": loops}, "additional_config": {"plt": {"trips": "each"}}}
+    options = {
+        "hf_overrides": {"plt_num_loops": loops},
+        "additional_config": {"plt": {"trips": "each"}},
+        "enforce_eager": True,
+    }
     with opened(CHECKPOINT, options) as engine:
         answers = engine.run(*[Ask(told[n].prompt, 14, at=3 * i) for i, n in enumerate(names)], budget=40)
         for name, answer in zip(names, answers, strict=True):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from plt_benchmarks.protocols import Prompt
 from plt_benchmarks.registry import get_suite
@@ -34,6 +35,10 @@ FUNCTION = 'def {name}(items):\n    """Return the {what} of items.\n\n    >>> {n
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 
 
+SHARE: dict[str, Any] = {"gpu_memory_utilization": 0.1} if torch.cuda.is_available() else {}
+"""Of a GPU, on which other engines stand, too."""
+
+
 class Pair:
     """The two engines on one checkpoint."""
 
@@ -41,7 +46,9 @@ class Pair:
         model = resolve_model(f"plt-tiny:r{loops}")
         self.loops = loops
         self.hf = HFEngine(str(model.folder), loops=loops, dtype="float32", notify=lambda _: None)
-        self.vllm = VLLMEngine(str(model.folder), loops=loops, dtype="float32", compile="off", notify=lambda _: None)
+        self.vllm = VLLMEngine(
+            str(model.folder), loops=loops, dtype="float32", compile="off", notify=lambda _: None, **SHARE
+        )
 
     def close(self) -> None:
         self.vllm.close()

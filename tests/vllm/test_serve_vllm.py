@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
 
@@ -18,7 +19,10 @@ from contract import NAME, Served, ServerContract, running
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with running(tmp_path_factory.mktemp("serve"), "--engine", "auto", "--", "--max-num-seqs", "8") as it:
+    more = ["--max-num-seqs", "8"]
+    if torch.cuda.is_available():  # other engines stand on the GPU, too
+        more += ["--gpu-memory-utilization", "0.1"]
+    with running(tmp_path_factory.mktemp("serve"), "--engine", "auto", "--", *more) as it:
         assert "(vllm)" in it.line
         yield it
 

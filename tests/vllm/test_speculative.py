@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from vllm_cases import CHECKPOINT, LOOPS, Measured, texts
-from vllm_engine import Ask, opened
+from vllm_engine import ON_GPU, Ask, opened
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 1, "prompt_lookup_max": 2}
 
@@ -23,4 +23,6 @@ def test_guesses_by_ngrams(loops: int, measured: Measured) -> None:
             guessed, right = (b - a for a, b in zip(before, after, strict=True))
             assert 0 < right < guessed
         assert any(step.mixed and max(step.decodes.values()) > 1 for step in engine.steps)
-        assert any(len({min(n, 2) for n in step.decodes.values()}) == 2 for step in engine.steps), "only whole batches"
+        # On a GPU vLLM drafts for all requests of a step or for none.
+        whole = all(len({min(n, 2) for n in step.decodes.values()}) < 2 for step in engine.steps)
+        assert ON_GPU or not whole, "only whole batches"

@@ -24,9 +24,12 @@ from torch import Tensor, nn
 from vllm import LLM, SamplingParams
 from vllm.platforms import current_platform
 
-# Each start of an engine on a CPU looks for Triton's kernels in all modules, and stumbles over llvmlite, which n-gram
-# speculation imports. The first start has replaced them all.
-current_platform.register_triton_kernel_overrides = functools.cache(current_platform.register_triton_kernel_overrides)
+ON_GPU = not current_platform.is_cpu()
+if not ON_GPU:
+    # Each start of an engine on a CPU looks for Triton's kernels in all modules, and stumbles over llvmlite, which
+    # n-gram speculation imports. The first start has replaced them all.
+    overrides = functools.cache(current_platform.register_triton_kernel_overrides)
+    current_platform.register_triton_kernel_overrides = overrides
 
 BLOCK = 32
 """Positions of a block of the KV cache: the least that attention on a CPU takes."""
@@ -89,11 +92,15 @@ class Engine:
             "max_logprobs": -1,
             "disable_log_stats": False,
         }
+        if ON_GPU:  # without them vLLM measures memory, and stumbles over other processes on the same GPU
+            defaults |= {"kv_cache_memory_bytes": 1 << 30, "gpu_memory_utilization": 0.01}
         gc.freeze()  # vLLM collects garbage five times as it starts: over all that is imported, that takes seconds
         self.llm = LLM(str(folder), **{**defaults, **options})
         self.core = self.llm.llm_engine.engine_core.engine_core
         self.scheduler = self.core.scheduler
         self.vocabulary = self.llm.model_config.get_vocab_size()
+        self.graphs = self.llm.llm_engine.vllm_config.compilation_config.cudagraph_mode.has_full_cudagraphs()
+        """Whether steps of decode rows alone are replayed: no layer is called then."""
         self.steps: list[Step] = []
         self._numbers: dict[str, int] = {}
         self._ids = itertools.count()
@@ -106,6 +113,8 @@ class Engine:
 
         def schedule(*args: Any, **more: Any) -> Any:
             out, step = inner(*args, **more), Step()
+            if not out.num_scheduled_tokens:  # scheduling ahead finds that there is nothing left to do
+                return out
             for name, count in out.num_scheduled_tokens.items():
                 request = self.scheduler.requests[name]
                 read = request.num_computed_tokens - count  # schedule() has counted this step's already
@@ -169,8 +178,8 @@ class Engine:
             while waiting and asks[waiting[0]].at <= tick:
                 i = waiting.pop(0)
                 names[i] = self._add(i, asks[i])
-            if squeeze and not waiting and not taken and self.steps and len(self.steps[-1].decodes) == len(asks):
-                taken = pool.get_new_blocks(pool.get_num_free_blocks())
+            if squeeze and not waiting and self.steps and (taken or len(self.steps[-1].decodes) == len(asks)):
+                taken += pool.get_new_blocks(pool.get_num_free_blocks())  # also what windows leave behind
             for output in engine.step():
                 outputs[output.request_id] = output
             if taken and any(step.preempted for step in self.steps):
