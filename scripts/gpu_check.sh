@@ -3,22 +3,25 @@
 # minutes in all on an H100 and an H200 with 16 cores and pytest-xdist (without it, the tests alone take several more).
 #
 #   scripts/gpu_check.sh [--tiny] [--device cpu] [--odd-shapes] [--out FOLDER]   tables here, JSON in FOLDER (gpu-check)
+#   scripts/gpu_check.sh --vllm [--tiny] [--device cpu] [--out FOLDER]           the same of PLT on vLLM, and no more
 #
 # Run it in an environment with this project installed (pip install -e ".[test]" pytest-xdist), or name its Python in
 # $PYTHON. The 7B shape takes some 60 GB of GPU memory, for the gates hold the weights in float32 too.
 # --odd-shapes runs the kernels' other tests on the device too: many small shapes, each of which is compiled.
+# --vllm wants an environment with vLLM (pip install -e ".[vllm]" pytest pytest-timeout hypothesis).
 # --tiny --device cpu goes through the same steps on a machine without a GPU, and proves nothing about speed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-device=cuda out=gpu-check tiny= odd=
+device=cuda out=gpu-check tiny= odd= vllm=
 while [ $# -gt 0 ]; do
   case "$1" in
     --tiny) tiny=1 ;;
     --odd-shapes) odd=1 ;;
+    --vllm) vllm=1 ;;
     --device) device=${2:?--device needs cuda or cpu}; shift ;;
     --out) out=${2:?--out needs a folder}; shift ;;
-    *) echo "gpu_check.sh: $1 is no option; expected --tiny, --device, --odd-shapes, --out" >&2; exit 2 ;;
+    *) echo "gpu_check.sh: $1 is no option; expected --tiny, --device, --odd-shapes, --vllm, --out" >&2; exit 2 ;;
   esac
   shift
 done
@@ -31,6 +34,21 @@ case "$device$tiny" in
 esac
 mkdir -p "$out"
 bench() { "$python" -m plt_eval bench "$@" --device "$device"; }
+
+if [ -n "$vllm" ]; then
+  echo "== PLT on vLLM against plt_model"
+  PLT_EVAL_REQUIRE_VLLM=1 "$python" -m pytest -q tests/vllm ${tiny:+--collect-only}
+  echo "== decode in vLLM, one trip and R, by batch"
+  for loops in 2 4; do # the engines of both, with the weights that the gates compare with, are too much for one GPU
+    if [ -n "$tiny" ]; then
+      bench vllm --shape small --loops $loops --context 48 --tokens 4 --rounds 1 --json "$out/vllm-$loops.json"
+    else
+      bench vllm --shape 7b --loops $loops --batch 1,8,32 --context 512 --rounds 5 --json "$out/vllm-$loops.json"
+    fi
+  done
+  echo "== done: $out"
+  exit
+fi
 
 # Most of the tests' time is the compilers': in parallel, where pytest-xdist is there.
 beside=$("$python" -c 'import os, xdist; print("-n", min(12, os.cpu_count()))' 2>/dev/null || true)
