@@ -35,7 +35,7 @@ WAYS = [(loops, graphs) for loops in LOOPS for graphs in ((True, False) if ON_GP
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
     loops, graphs = request.param
     options = {
-        "enforce_eager": not graphs,
+        "enforce_eager": ON_GPU and not graphs,
         "hf_overrides": {} if loops == 4 else {"plt_num_loops": loops},  # the checkpoint's own
         # Every block of the windows stays to be hit, not only the last of a prompt; a model without windows refuses it.
         "prefix_cache_retention_interval": BLOCK if loops > 1 else 0,
