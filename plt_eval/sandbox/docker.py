@@ -24,7 +24,7 @@ from typing import Any
 
 from plt_benchmarks.protocols import SandboxError, SandboxJob, SandboxLimits, SandboxOutcome
 from plt_eval.errors import MissingExtra
-from plt_eval.sandbox.job import DRIVER, JOB_FOLDER, environment, job_files, limits_text, outcome
+from plt_eval.sandbox.job import DRIVER, JOB_FOLDER, environment, job_files, limits_text, outcome, was_killed
 from plt_eval.sandbox.launch import BARE_PYTHON, LAUNCHER
 from plt_eval.sandbox.owners import is_orphan, process_identity
 from plt_eval.sandbox.supervisor import Collector, Wiring, supervise
@@ -37,6 +37,7 @@ _JOB_ID = 65534
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _REPORT_BYTES = 256
 _LOOK_S = 0.25  # between two questions to the daemon about a container
+_LATE_S = 1.0
 _ANSWER_S = 60
 _LATE_S = 30  # a container whose harness died ends by itself so much after its wall limit
 _SHARED_BYTES = 64 << 20  # /dev/shm, which counts besides /tmp
@@ -101,14 +102,22 @@ class Docker:
                 line.shutdown(socket.SHUT_RDWR)
             killer.join()
             self._api.wait(container, timeout=_ANSWER_S)
-            state = self._api.inspect_container(container)["State"]
-        stderr, report = streams.report(mark)
-        if ending.limit is None and state["OOMKilled"]:
-            ending = replace(ending, limit="memory_limit")
-        elif ending.limit is None and len(stderr) > job.limits.output_bytes:
+            stderr, report = streams.report(mark)
+            if ending.limit is None and self._ran_out(container, wait=was_killed(report)):
+                ending = replace(ending, limit="memory_limit")
+        if ending.limit is None and len(stderr) > job.limits.output_bytes:
             ending = replace(ending, limit="output_limit")
         stderr = stderr[: job.limits.output_bytes]
         return outcome(ending, bytes(streams.out.data), stderr, report, job.limits)
+
+    def _ran_out(self, container: str, *, wait: bool) -> bool:
+        """Whether the kernel killed for want of memory. The daemon may hear of that after it has heard of the end."""
+        until = time.monotonic() + (_LATE_S if wait else 0)
+        while not self._api.inspect_container(container)["State"]["OOMKilled"]:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(_LATE_S / 10)
+        return True
 
     def _create(self, job: SandboxJob, mark: str) -> str:
         limits = job.limits

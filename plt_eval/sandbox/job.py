@@ -74,6 +74,11 @@ def outcome(
     return SandboxOutcome(status, exit_code, stdout, stderr, ending.wall_s, cpu_s, peak)
 
 
+def was_killed(report: bytes) -> bool:
+    """Whether the job, or its launcher, ended by SIGKILL."""
+    return _read_report(report)[0] == -signal.SIGKILL
+
+
 def _read_report(report: bytes) -> tuple[int, float, int]:
     """The launcher's exit code, processor time in seconds, and largest process in bytes. What is no report, or none
     at all, is of a job that ended or broke its own launcher: as if it had been killed."""

@@ -19,6 +19,7 @@ POLL_S = 0.04
 """How often a job's usage is measured; four times as often once it is past half of its memory."""
 _DRAIN_S = 5.0
 _CHUNK = 1 << 18
+_LAST_READS = 8
 
 Sink = Callable[[bytes], bool]
 """Takes what was read; false when that passes the limit of output."""
@@ -98,15 +99,24 @@ class _Supervision:
         while self.limit is None and not self.too_many:
             now = time.monotonic()
             if now >= deadline:
-                self.limit = "wall_limit"
+                if self._ended_meanwhile():
+                    return
+                self.limit = self.limit or "wall_limit"
             elif now >= next_look:
                 self._measure()
                 next_look = now + self.poll_s
             else:
-                if self._handle(min(deadline, next_look) - now):
+                if self._handle(min(deadline, next_look) - now) or self._has_closed():
                     return
-                if self.wiring.exit_fd is None and not self.open:
-                    return
+
+    def _ended_meanwhile(self) -> bool:
+        """Whether the job has ended unheard: on a busy machine this thread may come to its deadline late. What was
+        written last is in front of the end of an output."""
+        return any(self._handle(0) or self._has_closed() for _ in range(_LAST_READS))
+
+    def _has_closed(self) -> bool:
+        """Whether a job has ended that says so by ending its outputs."""
+        return self.wiring.exit_fd is None and not self.open
 
     def _handle(self, timeout: float) -> bool:
         """Serve what is ready; true when the job has ended."""
