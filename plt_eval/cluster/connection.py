@@ -75,7 +75,7 @@ def connect(address: str, *, at_once: int) -> Connection:
         store = min(_STORE_BYTES, psutil.virtual_memory().total // 8)
         options |= {"num_cpus": at_once, "resources": {DOCKER: at_once}, "object_store_memory": store}
         options |= {"include_dashboard": False}
-    for tries_left in (1, 0) if address == LOCAL else (0,):  # its daemons may come too late on a busy machine
+    for tries_left in (2, 1, 0) if address == LOCAL else (0,):  # its daemons may come too late on a busy machine
         try:
             ray.init(address=address, **options)
             break
