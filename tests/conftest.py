@@ -10,11 +10,19 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import pytest
 from filelock import FileLock
 
 LOCKS = Path(tempfile.gettempdir())
+
+# How long an example takes says more of who else uses the machine; and the same examples each time.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -33,6 +41,15 @@ def _one_thread() -> None:
     import torch  # not above: tests/vllm says first how it is to be loaded
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_sandbox_of_an_earlier_test() -> Iterator[None]:
+    """Commands keep the sandbox that they have opened, which may be a stand-in."""
+    yield
+    commands: Any = sys.modules.get("plt_eval.cli.evaluate")
+    if commands is not None:
+        commands._open_sandbox.cache_clear()
 
 
 # For modules that look at all of them on this machine: one such module at a time, whichever process of pytest runs it.

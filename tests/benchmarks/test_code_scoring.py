@@ -280,17 +280,17 @@ class TestTime:
     def test_a_slow_reference_gets_its_time(self, humaneval_scorer: EvalPlusScorer) -> None:
         """Four times what the reference takes, when that is more than a second."""
         body = "    total = 0\n    for i in range(x): total += i\n    return total"
-        sample = own_problem(body, [[6_000_000]], task_id="Own/slow")
+        sample = own_problem(body, [[33_000_000]], task_id="Own/slow")
         assert_right(humaneval_scorer.score(sample, gold(sample)))
-        twice = f"def f(x):\n    if x < 0: return f(-x)\n{body}".replace("range(x)", "[*range(x), *range(0)]")
-        assert_right(humaneval_scorer.score(sample, Answer(twice, solution=True)))
+        longer = f"def f(x):\n{body}".replace("total += i", "total = total + i")
+        assert_right(humaneval_scorer.score(sample, Answer(longer, solution=True)))
 
     def test_a_busy_machine_fails_nobody(self, mbpp: dict[str, Sample], mbpp_scorer: EvalPlusScorer) -> None:
         """Two tasks that take a good part of their second, while every core has three programs that never rest."""
         tasks = [mbpp["Mbpp/392"], mbpp["Mbpp/630"], mbpp["Mbpp/123"]]
         for sample in tasks:
             assert_right(mbpp_scorer.score(sample, gold(sample)))
-        with burners(3 * (os.cpu_count() or 1)), ThreadPoolExecutor(2) as pool:
+        with burners(min(6, 3 * (os.cpu_count() or 1))), ThreadPoolExecutor(2) as pool:
             for score in pool.map(lambda sample: mbpp_scorer.score(sample, gold(sample)), tasks):
                 assert_right(score)
 

@@ -220,7 +220,8 @@ def test_rows_that_are_none(tmp_path: Path) -> None:
 
 
 def pasted(row: dict[str, str], suite: CruxEvalSuite, answer: str) -> bool:
-    """The authors' rule: the answer pasted into an assertion, and 3 seconds. For harmless answers only."""
+    """The authors' rule: the answer pasted into an assertion. For harmless answers only. (They give it 3 seconds by the
+    clock: too few where other work shares the machine.)"""
     value = predicted(suite.task, answer)
     if value is None:
         return False
@@ -228,7 +229,7 @@ def pasted(row: dict[str, str], suite: CruxEvalSuite, answer: str) -> bool:
     if suite.task == "output":
         source = f"{row['code']}\nassert f({row['input']}) == {value}"
     try:
-        done = subprocess.run([sys.executable, "-I", "-c", source], capture_output=True, timeout=3, check=False)
+        done = subprocess.run([sys.executable, "-I", "-c", source], capture_output=True, timeout=20, check=False)
     except subprocess.TimeoutExpired:
         return False
     return done.returncode == 0

@@ -525,6 +525,11 @@ def test_a_sandbox_that_does_not_work_is_an_error(tmp_path: Path, sandbox: Sandb
 def test_the_official_package_says_the_same(row: dict[str, str], programs: dict[str, str], sandbox: Sandbox) -> None:
     ours = verdicts(sandbox, row, list(programs.values()))
     theirs = officially([(row, code) for code in programs.values()])
+    # Its limits are of the clock: what it alone does not find right it is asked again, with time for a busy machine.
+    codes = list(programs.values())
+    alone = [i for i, mine in enumerate(ours) if mine.right and not theirs[i]]
+    for i, again in zip(alone, officially([(row, codes[i]) for i in alone], timeout=20) if alone else [], strict=True):
+        theirs[i] = again
     differ = [name for name, mine, other in zip(programs, ours, theirs, strict=True) if mine.right is not other]
     assert differ == []
     assert 5 < sum(theirs) < len(theirs) - 5

@@ -8,6 +8,14 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 
+def added(cluster: Any, options: dict[str, Any], tries: int = 3) -> Any:
+    """One more node of a running cluster."""
+    for _ in range(tries - 1):
+        with suppress(Exception):
+            return cluster.add_node(**options)
+    return cluster.add_node(**options)
+
+
 @contextmanager
 def started(head: dict[str, Any], *nodes: dict[str, Any], tries: int = 3) -> Iterator[Any]:
     """A cluster with that head and those nodes. On a busy machine Ray's daemons may come too late for one another, and

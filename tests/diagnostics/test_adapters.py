@@ -532,7 +532,7 @@ def test_more_loops_than_trained_are_warned_about(ouro: Path) -> None:
     with pytest.warns(UserWarning, match="running 6 loops on a checkpoint made for 4"):
         assert opened(ouro, loops=6).shape.loops == 6
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         assert opened(ouro, loops=2).shape.loops == 2
 
 

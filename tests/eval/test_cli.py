@@ -17,7 +17,6 @@ from bad_server import Server, good, status
 from toy_parts import LoopEngine, NoSandbox, SumEngine, SumSuite
 
 from plt_benchmarks.protocols import Sample
-from plt_eval.cli.evaluate import _open_sandbox
 from plt_eval.cli.main import main
 from plt_eval.cli.options import ONLY_WITH, RunOptions, parse_loops
 from plt_eval.cli.suites import missing_packages, needs
@@ -74,7 +73,6 @@ def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr("plt_benchmarks.registry.get_suite", get_suite)
     monkeypatch.setattr("plt_eval.sandbox.open_sandbox", lambda *_, **__: NoSandbox())
-    _open_sandbox.cache_clear()
     monkeypatch.setitem(ENGINES, "hf", ("toy_parts", "LoopEngine"))
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setenv("COLUMNS", "200")

@@ -202,7 +202,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exit code 130 and one line; then the curve of a training that nobody stopped."""
-    recipe = write(tmp_path / "long.yaml", FIELDS, tokens=64 * 60, checkpoint={"every": 1000})
+    recipe = write(tmp_path / "long.yaml", FIELDS, tokens=64 * 300, checkpoint={"every": 1000})
     stopped, through, log = tmp_path / "stopped", tmp_path / "through", tmp_path / "log"
     arguments = ("train", "--recipe", recipe, "--loops", 2, "--data", data, "--device", "cpu", "--out")
     assert call(capsys, "data", "build", "--recipe", recipe, "--out", data)[0] == 0
@@ -216,14 +216,14 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     assert process.wait(120) == 130, log.read_text()
     ((step, folder),) = checkpoints.checkpoints(stopped)
     last = log.read_text().splitlines()[-1]
-    expected = f"stopped at step {step} of 60, saved {folder}; the same command goes on from there"
+    expected = f"stopped at step {step} of 300, saved {folder}; the same command goes on from there"
     assert last == f"plt-eval: interrupted: {expected}"
     assert "Traceback" not in log.read_text()
 
     assert call(capsys, *arguments, stopped)[0] == 0
     assert call(capsys, *arguments, through)[0] == 0
     assert curve(stopped) == curve(through)
-    weights = "checkpoint-60/model.safetensors"
+    weights = "checkpoint-300/model.safetensors"
     assert (stopped / weights).read_bytes() == (through / weights).read_bytes()
 
 

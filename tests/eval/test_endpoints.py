@@ -216,8 +216,10 @@ def test_one_alone_that_comes_and_goes_wakes_nobody_before_the_time() -> None:
 
     pool = Pool("a")
     pool.fails("a")
-    Timer(0.05, lambda: pool.answered(pool["a"], 1.0)).start()
+    timer = Timer(0.05, lambda: pool.answered(pool["a"], 1.0))
+    timer.start()
     assert not pool.pause(0.2)
+    timer.join()
     assert not pool["a"].down
 
 
@@ -312,7 +314,7 @@ def test_killing_both_stops_the_run_and_the_same_command_goes_on(
     assert "\n" not in line
     (stopped,) = list_runs(tmp_path)
     assert stopped.state() == "incomplete"
-    assert 20 <= stopped.done() < 120
+    assert 19 <= stopped.done() < 120, "the twentieth is judged, and may not be stored, when both are killed"
     one.start()
     other.start()
     resumed = evaluated(tmp_path, engine(other, one))
@@ -379,10 +381,10 @@ def test_one_that_hangs_is_survived_while_the_other_goes_on(server: Server, seco
     second.always = hang
     server.always = good(slow_s=0.01)
     notes: list[str] = []
-    it = engine(server, second, timeout_s=1.0, backoff_s=30.0, notify=notes.append, concurrency=4)
+    it = engine(server, second, timeout_s=5.0, backoff_s=30.0, notify=notes.append, concurrency=4)
     completions = drawn(it, 100)
     assert_all_well(completions)
-    waited = [completion.seconds is not None and completion.seconds >= 1.0 for completion in completions]
+    waited = [completion.seconds is not None and completion.seconds >= 5.0 for completion in completions]
     assert sum(waited) == 4
     assert waited.index(True) > 10, "nobody waits for those that hang"
     assert len(second.asked) == 4
@@ -393,14 +395,14 @@ def test_one_that_is_frozen_is_not_tried_with_a_request(server: Server, second: 
     """It takes connections and says nothing: its models are asked for first, which costs less than a time-out."""
     second.always, second.frozen, second.models = hang, True, ["m"]
     server.always = good(slow_s=0.02)
-    assert_all_well(drawn(engine(server, second, timeout_s=0.3, backoff_s=0.1), 60))
+    assert_all_well(drawn(engine(server, second, timeout_s=0.3, backoff_s=0.1, retries=3), 60))
     assert second.asked == []
 
 
 def test_one_whose_model_alone_hangs_is_tried_again_and_again(server: Server, second: Server) -> None:
     second.always, second.models = hang, ["m"]
     server.always = good(slow_s=0.02)
-    assert_all_well(drawn(engine(server, second, timeout_s=0.3, backoff_s=0.05), 100))
+    assert_all_well(drawn(engine(server, second, timeout_s=0.3, backoff_s=0.05, retries=3), 100))
     assert 2 < len(second.asked) < 20
 
 

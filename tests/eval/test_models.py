@@ -12,7 +12,6 @@ import pytest
 from toy_parts import NoSandbox, SumSuite
 
 from plt_eval import models
-from plt_eval.cli.evaluate import _open_sandbox
 from plt_eval.cli.main import main
 from plt_eval.errors import UserError
 from plt_eval.models import bundled_families, names_family, no_such_model, resolve_model, resolve_models
@@ -178,7 +177,6 @@ def bundle(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.setattr(models, "BUNDLED", trained)
     monkeypatch.setattr("plt_benchmarks.registry.get_suite", lambda *_: [SumSuite(2)])
     monkeypatch.setattr("plt_eval.sandbox.open_sandbox", lambda *_, **__: NoSandbox())
-    _open_sandbox.cache_clear()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     return trained

@@ -95,7 +95,7 @@ def test_length_and_empty_answers(server: Server) -> None:
 
 
 def test_as_many_requests_at_a_time_as_asked_for(server: Server) -> None:
-    server.always = good(slow_s=0.05)
+    server.always = good(slow_s=0.3)
     completions = list(engine(server, concurrency=4).generate(requests(12)))
     assert {c.request_id for c in completions} == {f"q/{i}#0" for i in range(12)}
     assert server.most_under_way == 4
@@ -208,9 +208,9 @@ def test_an_answer_that_trickles_is_given_up_in_time(server: Server) -> None:
     server.plan = [trickle]
     notes: list[str] = []
     began = time.monotonic()
-    assert one(engine(server, timeout_s=0.3, notify=notes.append)).text == "42"
-    assert 0.3 <= time.monotonic() - began < 5
-    assert notes == [f"{server.url}: ReadTimeout: no whole answer in 0.3 s; trying again"]
+    assert one(engine(server, timeout_s=1.0, notify=notes.append)).text == "42"
+    assert 1 <= time.monotonic() - began < 10
+    assert notes == [f"{server.url}: ReadTimeout: no whole answer in 1 s; trying again"]
 
 
 def test_a_server_that_hangs_is_given_up(server: Server) -> None:
@@ -235,7 +235,7 @@ def test_waits_grow_and_vary(server: Server) -> None:
     one(engine(server, retries=3, backoff_s=0.1))
     waits = [later - sooner for sooner, later in zip(server.times, server.times[1:], strict=False)]
     for number, wait in enumerate(waits):
-        assert 0.05 * 2**number <= wait < 0.1 * 2**number + 0.3
+        assert 0.05 * 2**number <= wait < 0.1 * 2**number + 5
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])

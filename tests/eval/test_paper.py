@@ -16,7 +16,6 @@ from plt_benchmarks.protocols import SuiteError
 from plt_benchmarks.registry import UnknownSuite, get_suite, suite_names
 from plt_benchmarks.swe.suites import SweSuite
 from plt_benchmarks.terminal import TerminalSuite
-from plt_eval.cli.evaluate import _open_sandbox
 from plt_eval.cli.main import main
 from plt_eval.cli.options import RunOptions
 from plt_eval.cli.paper import _options_for
@@ -47,7 +46,6 @@ def paper(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("plt_eval.cli.paper.COLUMNS", columns)
     monkeypatch.setattr("plt_benchmarks.registry.get_suite", get_suite)
     monkeypatch.setattr("plt_eval.sandbox.open_sandbox", lambda *_, **__: NoSandbox())
-    _open_sandbox.cache_clear()
     monkeypatch.setitem(ENGINES, "hf", ("toy_parts", "LoopEngine"))
     monkeypatch.setenv("COLUMNS", "200")
     LoopEngine.made.clear()

@@ -416,8 +416,8 @@ def test_kill_9_at_any_moment_costs_only_what_was_in_flight(
 def test_many_kills_in_a_row_still_end_with_the_same_metrics(tmp_path: Path, uninterrupted: dict[str, object]) -> None:
     results, log = tmp_path / "runs", tmp_path / "log"
     for number in range(6):
-        with start(results, log, draw_s=0.005, score_s=0.01) as process:
-            wait_for_lines(process, results, SAMPLES, 11 * (number + 1))
+        with start(results, log, draw_s=0.02, score_s=0.01) as process:
+            wait_for_lines(process, results, SAMPLES, 9 * (number + 1))
             os.killpg(process.pid, signal.SIGKILL)
     with start(results, log, draw_s=0, score_s=0) as process:
         process.communicate(timeout=60)

@@ -178,7 +178,7 @@ def test_another_loop_count_warns_and_runs(loops: int) -> None:
 
 def test_the_checkpoints_own_loop_count_is_silent() -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         load_model(FIXTURES / NAME)
         assert load_model(FIXTURES / NAME, loops=2).config.plt_num_loops == 2
 
@@ -223,7 +223,7 @@ def said() -> Iterator[list[str]]:
 def test_one_loop_without_gates_loads_silently(gateless: Path, said: list[str]) -> None:
     case = fixture("f_r1")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         model = load_model(gateless, dtype=torch.float32)
     with torch.no_grad():
         assert_close(model(row(case.ids)).logits[0], case.expected["logits"], 5e-5)
@@ -243,7 +243,7 @@ def test_no_gates_where_none_are_used(gateless: Path, change: dict[str, Any]) ->
     config = json.loads((gateless / "config.json").read_text())
     (gateless / "config.json").write_text(json.dumps({**config, "plt_num_loops": 2, **change}))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         load_model(gateless)
 
 

@@ -17,9 +17,10 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from random import SystemRandom
 from typing import Any
 
 import numpy as np
@@ -232,11 +233,18 @@ def train_apart(recipe: Recipe, data: Path, out: Path) -> None:
         (out / f"told.{os.environ['RANK']}").write_text(str(refused))
 
 
+def unasked_port() -> int:
+    """A free one of those that the kernel gives to nobody who does not name it: it is still free when it is bound."""
+    while True:
+        port = SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            return port
+
+
 def in_two(target: Callable[..., Any], *arguments: Any, log: Path) -> None:
     """`target` in two processes that know of one another as torchrun's do."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(unasked_port())
     both = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     processes = [start(target, *arguments, log=log, RANK=r, LOCAL_RANK=r, **both) for r in ("0", "1")]
     until(lambda: all(p.exitcode is not None for p in processes) or any(p.exitcode for p in processes), processes)

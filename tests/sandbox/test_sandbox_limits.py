@@ -22,12 +22,12 @@ if os.fork() == 0:
         null = os.open("/dev/null", os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(null, stream)
-        os.write(told, b"x")
         os.execvp("sleep" if ARGS[1] == "sleep" else sys.executable,
                   [sys.executable, "-c", "while True: pass", ARGS[0]])
     os._exit(0)
-os.read(ready, 1)
-time.sleep(0.3)
+os.close(told)
+os.wait()
+os.read(ready, 1)  # it ends where the daemon becomes another program
 print("daemon is up", flush=True)
 """
 
@@ -36,7 +36,7 @@ print("daemon is up", flush=True)
 def test_no_daemon_survives(sandbox: Sandbox, no_sandbox: Sandbox, marker: str, ending: str) -> None:
     """Double fork, a session of its own, every polite signal ignored: after the job's end nothing is there."""
     program = DAEMON + ("" if ending == "exit" else "while True: time.sleep(1)")
-    limits = SandboxLimits(wall_s=4, cpu_s=20)
+    limits = SandboxLimits(wall_s=6, cpu_s=20)
     outcome = attack(sandbox, program, marker, "python", limits=limits)
     assert outcome.stdout == b"daemon is up\n", outcome
     assert outcome.status == ("exited" if ending == "exit" else "wall_limit")
