@@ -6,9 +6,10 @@
 #   scripts/gpu_check.sh --vllm [--tiny] [--device cpu] [--out FOLDER]           the same of PLT on vLLM, and no more
 #
 # Run it in an environment with this project installed (pip install -e ".[test]" pytest-xdist), or name its Python in
-# $PYTHON. The 7B shape takes some 60 GB of GPU memory, for the gates hold the weights in float32 too.
+# $PYTHON. Without --vllm the 7B shape takes some 60 GB of GPU memory, for the gates hold the weights in float32 too.
 # --odd-shapes runs the kernels' other tests on the device too: many small shapes, each of which is compiled.
-# --vllm wants an environment with vLLM (pip install -e ".[vllm]" pytest pytest-timeout hypothesis).
+# --vllm wants an environment with vLLM (pip install -e ".[vllm]" pytest pytest-timeout hypothesis) and a GPU with 120 GB
+# to itself: each engine has weights of its own.
 # --tiny --device cpu goes through the same steps on a machine without a GPU, and proves nothing about speed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -37,7 +38,7 @@ bench() { "$python" -m plt_eval bench "$@" --device "$device"; }
 
 if [ -n "$vllm" ]; then
   echo "== PLT on vLLM against plt_model"
-  PLT_EVAL_REQUIRE_VLLM=1 "$python" -m pytest -q tests/vllm ${tiny:+--collect-only}
+  PLT_EVAL_REQUIRE_VLLM=1 "$python" -m pytest -q -m "slow or not slow" tests/vllm ${tiny:+--collect-only}
   echo "== decode in vLLM, one trip and R, by batch"
   for loops in 2 4; do # the engines of both, with the weights that the gates compare with, are too much for one GPU
     if [ -n "$tiny" ]; then

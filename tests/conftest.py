@@ -18,9 +18,12 @@ from filelock import FileLock
 
 LOCKS = Path(tempfile.gettempdir())
 
-# How long an example takes says more of who else uses the machine; and the same examples each time.
+# How long an example takes says more of who else uses the machine. CI draws the same examples each time.
 hypothesis.settings.register_profile(
-    "any machine", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "any machine",
+    deadline=None,
+    derandomize=bool(os.environ.get("CI")),
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("any machine")
 

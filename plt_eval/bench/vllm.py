@@ -284,7 +284,8 @@ def _memory(family: Family, loops: int, options: dict[str, Any]) -> dict[str, An
         return {"kv_cache_memory_bytes": cpu_kv_bytes(most=1 << 29)}
     config: Any = family.model(loops).config
     layers = PageLayers.of(config, config.num_key_value_heads, config.head_dim)
-    each = 2 * config.num_key_value_heads * config.head_dim * family.dtype.itemsize
+    size = 1 << (max(32, config.head_dim) - 1).bit_length()  # heads may be padded
+    each = 2 * config.num_key_value_heads * size * family.dtype.itemsize
     positions = options["max_num_seqs"] * (options["max_model_len"] + SPARE)
     wanted = layers.full * (1 + layers.recent) * each * positions
     return {"kv_cache_memory_bytes": wanted, "gpu_memory_utilization": 0.01}  # the latter is only asked for beside it

@@ -37,8 +37,8 @@ _JOB_ID = 65534
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _REPORT_BYTES = 256
 _LOOK_S = 0.25  # between two questions to the daemon about a container
-_LATE_S = 1.0
 _ANSWER_S = 60
+_HEARD_S = 1.0
 _LATE_S = 30  # a container whose harness died ends by itself so much after its wall limit
 _SHARED_BYTES = 64 << 20  # /dev/shm, which counts besides /tmp
 _LAUNCHER_BYTES = 32 << 20  # what the launcher takes besides the job
@@ -103,21 +103,12 @@ class Docker:
             killer.join()
             self._api.wait(container, timeout=_ANSWER_S)
             stderr, report = streams.report(mark)
-            if ending.limit is None and self._ran_out(container, wait=was_killed(report)):
+            if ending.limit is None and ran_out(self._api, container, wait=was_killed(report)):
                 ending = replace(ending, limit="memory_limit")
         if ending.limit is None and len(stderr) > job.limits.output_bytes:
             ending = replace(ending, limit="output_limit")
         stderr = stderr[: job.limits.output_bytes]
         return outcome(ending, bytes(streams.out.data), stderr, report, job.limits)
-
-    def _ran_out(self, container: str, *, wait: bool) -> bool:
-        """Whether the kernel killed for want of memory. The daemon may hear of that after it has heard of the end."""
-        until = time.monotonic() + (_LATE_S if wait else 0)
-        while not self._api.inspect_container(container)["State"]["OOMKilled"]:
-            if time.monotonic() >= until:
-                return False
-            time.sleep(_LATE_S / 10)
-        return True
 
     def _create(self, job: SandboxJob, mark: str) -> str:
         limits = job.limits
@@ -184,6 +175,17 @@ class Docker:
             raise
         except self._errors as error:
             raise SandboxError(f"{what} ({' '.join(str(error).split())})") from error
+
+
+def ran_out(api: Any, container: str, *, wait: bool) -> bool:
+    """Whether the kernel killed in this container, which has ended, for want of memory. The daemon may hear of that
+    after it has heard of the end: `wait` a moment for it."""
+    until = time.monotonic() + (_HEARD_S if wait else 0)
+    while not api.inspect_container(container)["State"]["OOMKilled"]:
+        if time.monotonic() >= until:
+            return False
+        time.sleep(_HEARD_S / 10)
+    return True
 
 
 @dataclass

@@ -110,8 +110,8 @@ class _Supervision:
                     return
 
     def _ended_meanwhile(self) -> bool:
-        """Whether the job has ended unheard: on a busy machine this thread may come to its deadline late. What was
-        written last is in front of the end of an output."""
+        """Whether the job has ended unheard: on a busy machine this thread may come to its deadline late. (When it
+        ended nobody knows: it gets the benefit of the doubt.) What was written last comes before an output's end."""
         return any(self._handle(0) or self._has_closed() for _ in range(_LAST_READS))
 
     def _has_closed(self) -> bool:

@@ -215,10 +215,10 @@ def test_nothing_leaks(any_sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest
     """No descriptor, thread, child or temporary folder is left, whatever became of the jobs."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
-    def left() -> tuple[int, set[int | None], set[str], set[int]]:
+    def left() -> tuple[int, set[threading.Thread], set[str], set[int]]:
         folders = {path.name for path in tmp_path.iterdir()}
         children = {child.pid for child in psutil.Process().children()}
-        return len(os.listdir("/proc/self/fd")), {one.ident for one in threading.enumerate()}, folders, children
+        return len(os.listdir("/proc/self/fd")), set(threading.enumerate()), folders, children
 
     jobs = [
         SandboxJob("print(1)"),

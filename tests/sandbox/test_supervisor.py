@@ -1,4 +1,4 @@
-"""The loop that watches a job, when it comes late itself: the job's own end counts, not when it was heard of."""
+"""What becomes of a job whose end is heard of late, by the loop that watches it or by the Docker daemon."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import ExitStack
 import pytest
 
 from plt_benchmarks.protocols import SandboxLimits
+from plt_eval.sandbox.docker import ran_out
 from plt_eval.sandbox.supervisor import Collector, Ending, Wiring, supervise
 
 WALL_S = 0.2
@@ -60,3 +61,26 @@ def test_a_job_that_had_ended_in_time_is_not_over_its_limit(says_so: bool, writt
 def test_one_that_had_not_is(says_so: bool) -> None:
     ending, out = watched(ended=False, says_so=says_so)
     assert (ending.limit, out) == ("wall_limit", b"all of it")
+
+
+class Daemon:
+    """One that hears at its `at`-th answer that the kernel killed for want of memory."""
+
+    def __init__(self, at: float) -> None:
+        self.at, self.asked = at, 0
+
+    def inspect_container(self, container: str) -> dict[str, dict[str, bool]]:
+        assert container == "c"
+        self.asked += 1
+        return {"State": {"OOMKilled": self.asked >= self.at}}
+
+
+@pytest.mark.parametrize(
+    ("at", "wait", "found", "most"),
+    [(1, False, True, 1), (3, True, True, 3), (3, False, False, 1), (99, True, False, 12)],
+)
+def test_a_daemon_may_hear_late_that_memory_ran_out(at: int, wait: bool, found: bool, most: int) -> None:
+    daemon, began = Daemon(at), time.monotonic()
+    assert ran_out(daemon, "c", wait=wait) is found
+    assert daemon.asked <= most
+    assert time.monotonic() - began < 10

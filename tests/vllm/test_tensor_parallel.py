@@ -5,12 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from test_variants import check
 from vllm_cases import CHECKPOINT, SHAPE, Measured, save, texts, weights
 from vllm_engine import BLOCK, Ask, opened
 
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(torch.cuda.device_count() == 1, reason="vLLM gives each rank a GPU, and there is one"),
+]
 
-@pytest.mark.slow
+
 @pytest.mark.parametrize("loops", [1, 2, 4])
 def test_two_ranks(loops: int, measured: Measured) -> None:
     told = texts(loops)
@@ -30,7 +35,6 @@ def test_two_ranks(loops: int, measured: Measured) -> None:
         measured.exact("tensor parallel 2", loops, hit, told["sibling"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("loops", [1, 4])
 def test_two_ranks_repeat_the_one_key_head(loops: int, tmp_path: Path, measured: Measured) -> None:
     settings = {**SHAPE, "plt_num_loops": loops, "num_key_value_heads": 1}
