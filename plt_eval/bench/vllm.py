@@ -254,13 +254,16 @@ class VLLMSubject:
         told = sorted({i * (count - 1) // (TOLD - 1) for i in range(TOLD)})
         written = self.write(prompts, GATE_STEPS, told)
         found = torch.stack([_logits(self._outputs[self._order[i]].outputs[0].logprobs) for i in told])
-        wide = setup.family.wide()
-        expected = _whole(wide.model(self.loops), prompts, written)
-        own = _whole(setup.family.model(self.loops), prompts, written)
-        near = allowed(setup.family.dtype, apart(own[told], expected[told]))
-        gates = [Gate(f"{self.name}, logits", apart(found, expected[told]), near)]
-        if wide is setup.family:
-            best = expected.argmax(-1)
+        family, wide = setup.family, setup.family.wide()
+
+        def whole(of: Family, which: Sequence[int]) -> Tensor:
+            return _whole(of.model(self.loops), [prompts[i] for i in which], [written[i] for i in which])
+
+        expected = whole(wide, told)
+        own = 0.0 if wide is family else apart(whole(family, told), expected)
+        gates = [Gate(f"{self.name}, logits", apart(found, expected), allowed(family.dtype, own))]
+        if wide is family:
+            best = whole(wide, range(count)).argmax(-1)
             gates.append(Gate(f"{self.name}, greedy tokens", different(torch.tensor(written), best), 0.0))
         return gates
 

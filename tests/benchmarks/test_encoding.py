@@ -69,13 +69,13 @@ def picture(value: Any) -> str:
 
 
 @given(VALUES)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_what_goes_in_comes_out(value: Any) -> None:
     assert same(decode(encode(value)), value)
 
 
 @given(st.lists(VALUES, max_size=6), st.sampled_from([1, 63, 64, 200]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_long_columns(values: list[Any], times: int) -> None:
     assert same(decode(encode(values * times)), values * times)
 
@@ -264,7 +264,7 @@ def test_numpy_records_are_opaque() -> None:
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 def test_any_bytes_give_data_or_the_known_error(data: bytes) -> None:
     for candidate in (data, bytes([encoding.CODEC_VERSION]) + data):
         try:

@@ -789,7 +789,7 @@ def test_assertions(text: str, tmp_path: Path, sandbox: Sandbox) -> None:
 
 @pytest.mark.filterwarnings("ignore::SyntaxWarning", "ignore::DeprecationWarning")
 @hypothesis.given(st.text(st.sampled_from("assert =()[]'\"#\n`python12,x\\\0\ud800"), max_size=80))
-@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.settings(max_examples=300)
 def test_any_text_can_be_read(text: str) -> None:
     for answer in (text, f"assert x == {text}", f"```\n{text}\n```"):
         found = asserted_output(answer)

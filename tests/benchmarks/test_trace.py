@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -83,7 +83,6 @@ def values_at_end(source: str) -> dict[str, Any]:
 
 
 @given(anything)
-@settings(deadline=None)
 def test_python_agrees_with_every_answer_and_check(drawn_at: tuple[tuple[str, int], int]) -> None:
     program = drawn(*drawn_at)
     at_end = values_at_end(program.source)
@@ -96,7 +95,6 @@ def test_python_agrees_with_every_answer_and_check(drawn_at: tuple[tuple[str, in
 
 
 @given(anything)
-@settings(deadline=None)
 def test_programs_are_short_and_ask_for_their_own_k(drawn_at: tuple[tuple[str, int], int]) -> None:
     (family, k), _ = drawn_at
     program = drawn(*drawn_at)

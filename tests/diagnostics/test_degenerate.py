@@ -385,7 +385,7 @@ def test_half_precision_models_are_near_the_same_weights_in_float64(dtype: torch
 # --- effective rank --------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     rows=st.integers(1, 30),
     columns=st.integers(1, 30),

@@ -429,7 +429,7 @@ class TestWhatWouldChangeIt:
 
 class TestInvariances:
     @given(st.sampled_from([GOOD, EARLY]), st.integers(0, 1000))
-    @settings(max_examples=8, deadline=None)
+    @settings(max_examples=8)
     def test_the_order_of_rows(self, means: dict[Key, float], seed: int) -> None:
         rows = made_rows(means, samples=16)
         shuffled = rows.sample(frac=1, random_state=seed)
@@ -437,7 +437,7 @@ class TestInvariances:
         assert one == other
 
     @given(st.sampled_from([GOOD, EARLY]), st.floats(1e-3, 1e3))
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     def test_the_size_of_the_states(self, means: dict[Key, float], times: float) -> None:
         """All norms of all states, times a constant: step, gap and offset cost scale, nothing else does."""
         rows = made_rows(means, samples=16)
@@ -449,7 +449,7 @@ class TestInvariances:
         assert [each.value for each in one.votes] == pytest.approx([each.value for each in other.votes])
 
     @given(st.lists(st.floats(0.01, 10), min_size=12, max_size=12), st.integers(2, 4))
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     def test_whatever_was_measured_the_record_holds_together(self, numbers: list[float], loops: int) -> None:
         names = [("output_shift", ""), ("attention_kl", "mixed"), ("next_token_nll", ""), ("effective_rank", "normed")]
         means = {

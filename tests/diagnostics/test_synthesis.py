@@ -77,7 +77,7 @@ class TestSummarise:
         assert (str(found["layer"].dtype), str(found["position"].dtype)) == ("Int16", "Int32")
 
     @given(seed=st.integers(0, 50))
-    @settings(max_examples=10, deadline=None)
+    @settings(max_examples=10)
     def test_the_order_of_rows_does_not_matter(self, seed: int) -> None:
         rows = made_rows(EXTRA, samples=20)
         rows.loc[::7, "value"] = np.nan
@@ -284,7 +284,7 @@ class TestShares:
         st.integers(0, 5),
         st.integers(8, 20),
     )
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     def test_they_sum_to_one(self, sizes: list[float], seed: int, samples: int) -> None:
         means = {("output_shift", "", loop): size for loop, size in enumerate(sizes, start=2)}
         rows = made_rows(means, samples=samples, seed=seed)

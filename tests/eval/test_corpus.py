@@ -509,7 +509,7 @@ def test_the_split_of_a_document_is_fixed() -> None:
 
 
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=4))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_byte_ids_are_those_of_the_byte_tokenizer(some: list[str]) -> None:
     some = [text.encode("utf-8", "replace").decode() for text in some]
     tokenizer = byte_tokenizer()

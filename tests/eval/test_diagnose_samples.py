@@ -55,7 +55,7 @@ TEXTS = st.lists(st.text(st.characters(codec="utf-8"), max_size=12), min_size=1,
 
 
 @given(texts=TEXTS, seed=st.integers(0, 3), length=st.integers(1, 8), count=st.integers(1, 12), data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_order_is_that_of_the_texts_and_the_seed_alone(
     texts: list[str], seed: int, length: int, count: int, data: st.DataObject
 ) -> None:
@@ -92,7 +92,7 @@ def test_another_seed_is_another_order_and_another_hash() -> None:
 
 
 @given(texts=TEXTS.filter(any), length=st.integers(1, 6))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_windows_stand_side_by_side(texts: list[str], length: int) -> None:
     found = draw([corpus(texts, windows=True)], tokenizer="bytes", samples=999, sequence_length=length)
     assert found.windows

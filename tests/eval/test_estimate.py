@@ -38,7 +38,7 @@ from plt_model.training.optimizers import is_matrix_of_a_layer
 from plt_model.training.recipe import Optimizer, load_recipe
 from plt_model.training.run import TrainingError
 
-FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @cache

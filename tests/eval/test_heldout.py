@@ -118,7 +118,7 @@ def test_every_token_is_predicted_once(tmp_path: Path, bos: int | None, length: 
     assert summarise(found).nats_per_token == pytest.approx(sum(expected) / (sum(LENGTHS) + 7), rel=1e-5)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(batch=st.integers(1, 40), length=st.integers(2, 30))
 def test_batching_changes_nothing(tmp_path_factory: pytest.TempPathFactory, batch: int, length: int) -> None:
     data = write_data(tmp_path_factory.mktemp("data"), random_texts(LENGTHS), [max(1, n) for n in LENGTHS])
@@ -204,7 +204,7 @@ def test_a_giant_document_leaves_room_for_other_groups(tmp_path: Path) -> None:
     assert len(alone.index) == 1, "at least one"
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 5)), min_size=1, max_size=40), st.integers(1, 400))
 def test_turns_are_fair(documents: list[tuple[int, int]], limit: int) -> None:
     """For documents of any length: whole, within the limit, and none that would still fit is left."""

@@ -65,7 +65,7 @@ def sample(sample_id: str, index: int = 0, right: bool = True, error: str | None
     rows=st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=20), max_size=3), max_size=6),
     data=st.data(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_file_cut_at_any_byte_keeps_exactly_the_whole_lines(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, str]], data: st.DataObject
 ) -> None:

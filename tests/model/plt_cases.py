@@ -73,9 +73,7 @@ SHAPE: dict[str, Any] = {
 
 def quick(examples: int) -> hypothesis_settings:
     """Hypothesis, the same examples every time."""
-    return hypothesis_settings(
-        max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-    )
+    return hypothesis_settings(max_examples=examples, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @dataclass(frozen=True)

@@ -42,13 +42,11 @@ def mixed(*parts: tuple[int, float], length: int = 8, size: int = 10**9, seed: i
     return WindowDataset(mix, length=length, size=size, seed=seed)
 
 
-@settings(deadline=None)
 @given(count=st.integers(1, 700), key=st.integers(0, 2**64 - 1))
 def test_permuted_is_a_bijection(count: int, key: int) -> None:
     assert sorted(permuted(i, count, key) for i in range(count)) == list(range(count))
 
 
-@settings(deadline=None)
 @given(count=st.integers(2, 2**40), key=st.integers(0, 2**64 - 1), data=st.data())
 def test_permuted_keeps_big_numbers_apart(count: int, key: int, data: st.DataObject) -> None:
     some = data.draw(st.lists(st.integers(0, count - 1), unique=True, max_size=30))
@@ -67,7 +65,7 @@ def test_permuted_looks_random() -> None:
     assert np.abs(means - (count - 1) / 2).max() < 5 * count / np.sqrt(12 * keys)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(shares=st.lists(weights, min_size=1, max_size=8), seed=st.integers(0, 2**32 - 1))
 def test_the_weights_hold_to_one_window_in_every_period(shares: list[float], seed: int) -> None:
     windows = mixed(*[(100, share) for share in shares], seed=seed)
@@ -91,7 +89,7 @@ def test_a_third_and_two_thirds_come_well_mixed() -> None:
     assert sources != [other.place(i).source for i in range(PERIOD)], "in an order of the seed's own"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     tokens=st.integers(16, 400),
     length=st.integers(2, 8),
@@ -153,7 +151,7 @@ def test_the_order_does_not_depend_on_the_size() -> None:
             short[beyond]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(index=st.integers(0, 10**12 - 1), seed=st.integers(0, 2**32 - 1))
 def test_describe_names_what_is_read(index: int, seed: int) -> None:
     windows = mixed((1001, 1), (77, 3), size=10**12, seed=seed)

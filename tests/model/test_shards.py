@@ -75,7 +75,7 @@ THREE: Documents = [[1, 5, 6, 2], [1, 2], [1, 7, 8, 9, 10, 11, 12, 13, 14, 15, 2
     wide=st.booleans(),
     data=st.data(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_stretch_reads_as_it_was_written(
     tmp_path_factory: pytest.TempPathFactory, documents: Documents, shard_tokens: int, wide: bool, data: st.DataObject
 ) -> None:

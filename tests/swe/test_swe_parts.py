@@ -382,7 +382,7 @@ def _history(sizes: list[int]) -> list[dict[str, Any]]:
     return messages
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 400), max_size=12), st.integers(900, 4000))
 def test_a_prompt_always_fits_and_keeps_the_issue_and_the_newest_step(sizes: list[int], context: int) -> None:
     engine = _Counting(context)

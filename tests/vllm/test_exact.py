@@ -253,9 +253,7 @@ def run_schedule(case: Case, schedule: Schedule, measured: Measured) -> None:
 
 def examples(count: int) -> hypothesis_settings:
     """The same ones every time."""
-    return hypothesis_settings(
-        max_examples=count, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-    )
+    return hypothesis_settings(max_examples=count, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @examples(5)

@@ -114,11 +114,11 @@ def requests(common: CommonAttentionMetadata, start: int, stop: int, first: int,
 Build = Callable[[AttentionMetadataBuilder[Any] | None, CommonAttentionMetadata], Any]
 
 
-def with_head_size(vllm_config: VllmConfig, size: int | None) -> VllmConfig:
+def with_head_size(vllm_config: VllmConfig, size: int) -> VllmConfig:
     """A configuration whose model has heads of `size` numbers: that of the pages, where heads are padded. Triton's
     builder takes the model's, and makes its buffers as large."""
     model = vllm_config.model_config
-    if size is None or size == model.get_head_size():
+    if size == model.get_head_size():
         return vllm_config
     padded = copy(vllm_config)
     padded.model_config = copy(model)
@@ -141,7 +141,7 @@ class SplitBuilder(AttentionMetadataBuilder[SplitMetadata]):
         roles = {vllm_config.compilation_config.static_forward_context[name].role for name in layer_names}
         self.role = roles.pop() if len(roles) == 1 else BOTH
         # One for each part that is read: a builder may keep what it builds in buffers of its own.
-        seen = with_head_size(vllm_config, getattr(kv_cache_spec, "head_size", None))
+        seen = with_head_size(vllm_config, kv_cache_spec.head_size)
         self.builders = [
             self.real(kv_cache_spec, layer_names, seen, device) if self.real and self.role != other else None
             for other in (TRIPS, ROWS)
